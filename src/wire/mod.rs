@@ -1,0 +1,3 @@
+//! Frames and messages: the bytes between nodes.
+
+pub mod frame;
