@@ -166,6 +166,15 @@ impl fmt::Display for Position {
     }
 }
 
+/// Where a term begins in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TermSpan {
+    /// The term.
+    pub term: Term,
+    /// The VLSN of its first entry.
+    pub first: Vlsn,
+}
+
 /// The name of a node within its group: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with a dot.
 ///
 /// Safe to print and to use as part of a file or thread name. Cheap to clone.

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod entry;
 pub mod ids;
 pub mod log;
+pub mod members;
 #[cfg_attr(not(feature = "planted"), allow(dead_code, reason = "only the feature switches bugs on"))]
 pub mod planted;
 pub mod policy;
