@@ -20,6 +20,21 @@ pub enum Address {
 #[error("{0:?} is no address: write tcp://HOST:PORT, unix:PATH or local:NAME")]
 pub struct BadAddress(String);
 
+impl Address {
+    /// Whether traffic to this address never leaves the machine: loopback, Unix sockets, and names in this process.
+    /// A host name other than `localhost` counts as leaving it.
+    pub fn stays_on_this_machine(&self) -> bool {
+        match self {
+            Address::Unix(_) | Address::Local(_) => true,
+            Address::Tcp(host_port) => {
+                let host = host_port.rsplit_once(':').map_or("", |(host, _)| host);
+                let bare = host.trim_start_matches('[').trim_end_matches(']');
+                host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+}
+
 impl FromStr for Address {
     type Err = BadAddress;
     fn from_str(text: &str) -> Result<Address, BadAddress> {

@@ -1,0 +1,205 @@
+//! The apply worker: hands committed and flushed entries to the engine, in order, each once.
+//!
+//! On every node, the master too, an engine sees only what is committed in the group and flushed here. So it never has
+//! to undo, and after a crash the log repairs it by replay.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Deadline, Wait};
+use crate::engine::{Engine, EngineError};
+use crate::ids::{Vlsn, number};
+use crate::log::scanner::{LogScanner, ScanError};
+use crate::log::{Life, Log, MappedScanner, Pin};
+use crate::planted::{Bug, active};
+use crate::watermark::{Closed, Watermark};
+use crate::worker::{Step, Stop, Worker};
+
+/// How much is handed to the engine at once.
+const BATCH_ENTRIES: u64 = 4096;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The positions around the engine. `applied ≤ min(committed, flushed)` and `checkpointed ≤ applied`.
+pub(crate) struct ApplyState {
+    /// What the group has committed, as far as this node knows, and never beyond this node's log.
+    pub committed: Watermark,
+    /// What the engine has applied.
+    pub applied: Watermark,
+    /// What the engine would still have after loss of power.
+    pub checkpointed: Watermark,
+    closing: AtomicBool,
+    /// Called after `applied` or `checkpointed` advanced, on the apply thread; must not block.
+    on_advance: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+}
+
+impl ApplyState {
+    /// The state of an engine that stands at `applied`, in a log known to be committed up to `committed`.
+    pub fn new(committed: Option<Vlsn>, applied: Option<Vlsn>) -> ApplyState {
+        ApplyState {
+            committed: Watermark::new(number(committed).max(number(applied))),
+            applied: Watermark::new(number(applied)),
+            checkpointed: Watermark::new(number(applied)),
+            closing: AtomicBool::new(false),
+            on_advance: Mutex::new(None),
+        }
+    }
+
+    /// Asks the worker to leave the engine durable where it is, and to end.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.committed.close();
+    }
+
+    /// Sets who is told when the engine's positions advance.
+    pub fn on_advance(&self, hook: Option<Arc<dyn Fn() + Send + Sync>>) {
+        *self.on_advance.lock() = hook;
+    }
+
+    fn advanced(&self) {
+        let hook = self.on_advance.lock().clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+}
+
+/// Why the engine could not be driven further. Poisons the node.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The engine refused entries.
+    #[error("the engine could not apply the entries after VLSN {after}: {source}; mend the engine and restart the node")]
+    Engine {
+        /// The last entry that it has applied; 0 for none.
+        after: u64,
+        /// What it said.
+        source: EngineError,
+    },
+    /// The engine could not make durable what it applied.
+    #[error("the engine could not checkpoint at VLSN {at}: {source}; mend the engine and restart the node")]
+    Checkpoint {
+        /// The last entry that it has applied; 0 for none.
+        at: u64,
+        /// What it said.
+        source: EngineError,
+    },
+    /// The log could not be read back.
+    #[error("the log could not be read for the engine: {0}")]
+    Scan(#[from] ScanError),
+}
+
+/// The worker.
+pub(crate) struct Apply {
+    log: Log,
+    life: Arc<Life>,
+    scanner: MappedScanner,
+    engine: Box<dyn Engine>,
+    state: Arc<ApplyState>,
+    clock: Arc<dyn Clock>,
+    checkpoint_every: Duration,
+    /// When the next checkpoint is due; `NEVER` while nothing was applied since the last.
+    checkpoint_due: Deadline,
+    /// Keeps the log from the first entry that the engine would need again.
+    pin: Pin,
+}
+
+impl Apply {
+    /// A worker that applies from `log` to `engine`, which stands at `state.applied`.
+    pub fn new(
+        log: Log,
+        engine: Box<dyn Engine>,
+        state: Arc<ApplyState>,
+        clock: Arc<dyn Clock>,
+        checkpoint_every: Duration,
+    ) -> Apply {
+        let pin = log.pin("engine", Vlsn::after(Vlsn::new(state.checkpointed.get())));
+        let (life, scanner) = (log.life(), log.scanner());
+        Apply { log, life, scanner, engine, state, clock, checkpoint_every, checkpoint_due: Deadline::NEVER, pin }
+    }
+
+    fn idle(&self) -> Result<Step, Stop> {
+        Ok(Step::Idle { due: self.checkpoint_due })
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Stop> {
+        self.checkpoint_due = Deadline::NEVER;
+        let applied = self.state.applied.get();
+        let durable = self.engine.checkpoint().map_err(|source| Stop::failed(ApplyError::Checkpoint { at: applied, source }))?;
+        let durable = number(durable);
+        assert!(durable <= applied, "engine checkpointed {durable}, beyond the {applied} that it applied");
+        if durable > self.state.checkpointed.get() {
+            self.state.checkpointed.advance(durable);
+            self.pin.advance(Vlsn::after(Vlsn::new(durable)));
+            self.state.advanced();
+        }
+        Ok(())
+    }
+
+    /// The node closes: apply nothing more, leave the engine durable.
+    fn finish(&mut self) -> Result<Step, Stop> {
+        self.checkpoint()?;
+        Err(Stop::Done)
+    }
+
+    fn new_life(&mut self) -> Result<Step, Stop> {
+        let life = self.log.life();
+        if Arc::ptr_eq(&life, &self.life) {
+            return self.finish();
+        }
+        self.life = life;
+        self.scanner = self.log.scanner();
+        Ok(Step::Worked)
+    }
+
+    fn apply_up_to(&mut self, limit: u64) -> Result<Step, Stop> {
+        let applied = self.state.applied.get();
+        let most = (limit - applied).min(BATCH_ENTRIES) as u32;
+        let run = match self.scanner.run(Vlsn::new(applied), most, BATCH_BYTES) {
+            Ok(Some(run)) => run,
+            Ok(None) => return self.idle(),
+            Err(ScanError::LifeEnded) => return self.new_life(),
+            Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
+        };
+        let (first, last) = (run.first.get(), run.last.vlsn.get());
+        assert!(first == applied + 1 && last <= limit, "apply would leave a hole or run ahead");
+        self.engine
+            .apply(run.entries())
+            .map_err(|source| Stop::failed(ApplyError::Engine { after: applied, source }))?;
+        self.state.applied.advance(last);
+        if self.checkpoint_due == Deadline::NEVER {
+            self.checkpoint_due = self.clock.now() + self.checkpoint_every;
+        }
+        self.state.advanced();
+        Ok(Step::Worked)
+    }
+}
+
+impl Worker for Apply {
+    fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
+        if self.state.closing.load(Ordering::SeqCst) {
+            return self.finish();
+        }
+        if self.clock.now() >= self.checkpoint_due {
+            self.checkpoint()?;
+        }
+        let wait = wait.at_most(self.checkpoint_due);
+        let target = self.state.applied.get() + 1;
+        let skip_commit = active(Bug::ApplyBeforeCommit);
+        match self.state.committed.wait(target, wait) {
+            Ok(true) => {}
+            Ok(false) if skip_commit => {}
+            Ok(false) => return self.idle(),
+            Err(Closed) => return self.finish(),
+        }
+        match self.life.flushed.wait(target, wait) {
+            Ok(true) => {}
+            Ok(false) => return self.idle(),
+            Err(Closed) => return self.new_life(),
+        }
+        let committed = if skip_commit { u64::MAX } else { self.state.committed.get() };
+        self.apply_up_to(committed.min(self.life.flushed.get()))
+    }
+}
+

@@ -1,0 +1,229 @@
+//! One connection to one replica, as both of its workers and the hub see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::channel::{Channel, ChannelError};
+use crate::clock::Deadline;
+use crate::feeder::hub::Hub;
+use crate::feeder::output::{InFlight, Output};
+use crate::ids::{NodeId, Vlsn, number};
+use crate::log::scanner::ScanError;
+use crate::progress::{AckError, Progress};
+use crate::wire::message::{NackReason, RejectReason, WireError};
+
+/// What a feeder is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FeederState {
+    /// Its replica is not connected.
+    Idle,
+    /// Handshake and syncup.
+    Handshaking,
+    /// Sending what the replica missed.
+    CatchingUp,
+    /// At the tip of the log.
+    Streaming,
+    /// Paused by an operator: heartbeats only.
+    Paused,
+    /// Ended.
+    Shutdown,
+}
+
+impl FeederState {
+    const ALL: [FeederState; 6] = [
+        FeederState::Idle,
+        FeederState::Handshaking,
+        FeederState::CatchingUp,
+        FeederState::Streaming,
+        FeederState::Paused,
+        FeederState::Shutdown,
+    ];
+}
+
+impl std::fmt::Display for FeederState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            FeederState::Idle => "idle",
+            FeederState::Handshaking => "handshaking",
+            FeederState::CatchingUp => "catching-up",
+            FeederState::Streaming => "streaming",
+            FeederState::Paused => "paused",
+            FeederState::Shutdown => "shutdown",
+        })
+    }
+}
+
+/// Why a feeder's connection ended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The node closes.
+    #[error("the connection was closed by this node")]
+    Closing,
+    /// A newer connection of the same replica took over.
+    #[error("a newer connection of the same node, session {by:016x}, took over")]
+    Superseded {
+        /// Its session.
+        by: u64,
+    },
+    /// The channel ended.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The replica's bytes are no message.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The log could not be read for it.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// An ack that can't be true.
+    #[error(transparent)]
+    Ack(#[from] AckError),
+    /// It was refused.
+    #[error("the node was refused: {0}")]
+    Rejected(RejectReason),
+    /// It said something out of turn.
+    #[error("the replica sent a {found} where {expected} was expected")]
+    OutOfTurn {
+        /// The message's name.
+        found: &'static str,
+        /// What could have come.
+        expected: &'static str,
+    },
+    /// A frame is missing or came twice.
+    #[error("frame {found} came where frame {expected} was expected")]
+    Sequence {
+        /// The sequence number that came.
+        found: u64,
+        /// The one expected.
+        expected: u64,
+    },
+    /// Nothing was heard for too long.
+    #[error("nothing was heard from the replica for {} ms", .0.as_millis())]
+    Silent(Duration),
+    /// Handshake and syncup took too long.
+    #[error("handshake and syncup did not end within {} ms", .0.as_millis())]
+    HandshakeTimeout(Duration),
+    /// It took nothing for too long.
+    #[error("the replica took nothing for {} ms", by.as_millis())]
+    Stalled {
+        /// How long was waited.
+        by: Duration,
+    },
+    /// It refused entries.
+    #[error("the replica refused what was sent at VLSN {}: {reason}", number(*.at))]
+    Nack {
+        /// Why.
+        reason: NackReason,
+        /// Where.
+        at: Option<Vlsn>,
+    },
+    /// Its first ack claims another position than the matchpoint.
+    #[error("the replica starts at VLSN {}, but the matchpoint is {}", number(*.claimed), number(*.matched))]
+    StartsElsewhere {
+        /// Where it starts.
+        claimed: Option<Vlsn>,
+        /// The matchpoint.
+        matched: Option<Vlsn>,
+    },
+    /// The entries that it needs were pruned.
+    #[error("the replica needs a snapshot: the log's oldest entry is VLSN {}", number(*.oldest))]
+    NeedsSnapshot {
+        /// The oldest entry.
+        oldest: Option<Vlsn>,
+    },
+    /// It knows a newer term: this master is deposed.
+    #[error("the replica follows a newer term, {0}")]
+    Fenced(crate::ids::Term),
+    /// It ended the connection of its own accord.
+    #[error("the replica said goodbye: {0}")]
+    Goodbye(crate::wire::message::ByeReason),
+}
+
+/// One connection.
+pub(super) struct Connection {
+    /// Unique in this hub.
+    pub id: u64,
+    pub channel: Arc<dyn Channel>,
+    pub since: Deadline,
+    state: AtomicU8,
+    /// When the last frame came, in nanoseconds of the clock.
+    seen: AtomicU64,
+    pub progress: Mutex<Progress>,
+    in_flight: Mutex<InFlight>,
+    /// `None` until the stream begins. Lock order: `output`, then `progress`, then `in_flight`.
+    pub output: Mutex<Option<Output>>,
+    /// The replica, once it said who it is.
+    pub node: std::sync::OnceLock<NodeId>,
+}
+
+impl Connection {
+    pub fn new(id: u64, channel: Arc<dyn Channel>, now: Deadline) -> Connection {
+        Connection {
+            id,
+            channel,
+            since: now,
+            state: AtomicU8::new(FeederState::Handshaking as u8),
+            seen: AtomicU64::new(now.as_nanos()),
+            progress: Mutex::new(Progress::new(None)),
+            in_flight: Mutex::new(InFlight::new()),
+            output: Mutex::new(None),
+            node: std::sync::OnceLock::new(),
+        }
+    }
+
+    pub fn state(&self) -> FeederState {
+        FeederState::ALL[usize::from(self.state.load(Ordering::SeqCst))]
+    }
+
+    /// Changes the state, unless the connection has ended.
+    pub fn set_state(&self, to: FeederState) {
+        let _ended = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |now| {
+            (now != FeederState::Shutdown as u8).then_some(to as u8)
+        });
+    }
+
+    /// Ends the connection's part. `true` for the first caller.
+    pub fn shut(&self) -> bool {
+        self.state.swap(FeederState::Shutdown as u8, Ordering::SeqCst) != FeederState::Shutdown as u8
+    }
+
+    /// Notes that the sender reached the end of the log, or left it far behind.
+    pub fn caught_up(&self, hub: &Hub, sent: Option<Vlsn>) {
+        let behind = hub.feed().get().saturating_sub(number(sent));
+        let state = if behind == 0 { FeederState::Streaming } else { FeederState::CatchingUp };
+        let from = if behind == 0 { FeederState::CatchingUp } else { FeederState::Streaming };
+        // Being a frame behind is streaming still; only a sizeable backlog is a catch-up.
+        if behind == 0 || behind > CATCH_UP_FROM {
+            let _other = self.state.compare_exchange(from as u8, state as u8, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
+    pub fn seen(&self) -> Deadline {
+        Deadline::from_nanos(self.seen.load(Ordering::Relaxed))
+    }
+
+    pub fn note_seen(&self, now: Deadline) {
+        self.seen.store(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    pub fn note_sent(&self, last: Vlsn, timestamp: u64) {
+        self.progress.lock().sending(last);
+        self.in_flight.lock().sent(last, timestamp);
+    }
+
+    pub fn note_received(&self, upto: Option<Vlsn>) {
+        self.in_flight.lock().received(upto);
+    }
+
+    /// How long ago the oldest entry that the replica has not acknowledged was appended; `None` if it has all that was
+    /// sent.
+    pub fn lag_micros(&self, now_micros: u64) -> Option<u64> {
+        self.in_flight.lock().oldest_micros().map(|then| now_micros.saturating_sub(then))
+    }
+}
+
+/// A backlog of more entries than this makes a streaming feeder one that catches up.
+const CATCH_UP_FROM: u64 = 10_000;

@@ -1,0 +1,208 @@
+//! Feeding replicas: one connection is two workers on one channel, so that reading acks never waits behind sending, and
+//! sending never behind acks.
+//!
+//! *feeder-acks* receives: it answers the replica's hello and syncup, and from then on takes acks and hands them to the
+//! commit gates. *feeder-out* sends: entries as soon as the log has them, many in a frame while the replica catches up
+//! and one at the tip, without a timer; heartbeats when there is nothing to send. A committing thread that finds the
+//! sending half free sends its own entry.
+
+mod acks;
+mod connection;
+mod hub;
+mod output;
+
+use std::sync::Arc;
+
+pub use connection::{FeedError, FeederState};
+pub use hub::{ReplicaStatus, Source};
+
+use crate::channel::Channel;
+use crate::clock::Wait;
+use crate::commit::{CommitError, CommitGates, Refused, Ticket};
+use crate::config::CheckedConfig;
+use crate::counters::Counters;
+use crate::handshake::Identity;
+use crate::ids::{NodeId, Term, Vlsn};
+use crate::policy::{Outcome, Policy};
+use crate::runtime::Runtime;
+use crate::watermark::Closed;
+use crate::worker::{Step, Stop, Worker};
+
+/// The feeders of a master, over quorate's own log or over one that an engine keeps itself and shows as a [`Source`].
+///
+/// A cheap handle; any thread may call any method.
+#[derive(Clone)]
+pub struct Feeders {
+    hub: Arc<hub::Hub>,
+}
+
+impl Feeders {
+    /// Feeders from `source` for the term that `gates` were made for. `on_failure` is called when one of their workers
+    /// failed in a way that a single connection can't explain.
+    pub fn new(
+        config: Arc<CheckedConfig>,
+        identity: Identity,
+        source: Arc<dyn Source>,
+        runtime: Arc<dyn Runtime>,
+        gates: Arc<CommitGates>,
+        counters: Arc<Counters>,
+        on_failure: Box<dyn Fn(&Stop) + Send + Sync>,
+    ) -> Feeders {
+        let parts = hub::Parts { config, identity, source, runtime, gates, counters, on_failure };
+        Feeders { hub: Arc::new(hub::Hub::new(parts)) }
+    }
+
+    /// Serves a connected replica. Returns at once; the channel is closed if the node is closing or has as many
+    /// connections as it may.
+    pub fn accept(&self, channel: Arc<dyn Channel>) {
+        self.hub.accept(channel);
+    }
+
+    /// The first gate: whether an append with this policy may go ahead.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing may be written.
+    pub fn admit(&self, policy: Policy) -> Result<(), Refused> {
+        self.hub.gates().admit(policy)
+    }
+
+    /// Tells the feeders that entries up to here can be read, and what their writer waits for. Wakes sleeping feeders.
+    pub fn appended(&self, last: Vlsn, policy: Policy) {
+        self.hub.want(policy, last);
+        self.hub.wake_feeders(last);
+    }
+
+    /// As [`appended`](Feeders::appended), for a writer that is about to wait: if it is alone, its own thread sends the
+    /// entries, which saves a wake-up.
+    pub fn push(&self, last: Vlsn, policy: Policy, others: Others) {
+        self.hub.want(policy, last);
+        match others {
+            Others::None => self.hub.push(last),
+            Others::Some => self.hub.wake_feeders(last),
+        }
+    }
+
+    /// Counts the calling writer among those that wait, until the guard drops.
+    pub fn commit_begins(&self) -> Committing {
+        let alone = self.hub.commit_begins();
+        Committing { hub: Arc::clone(&self.hub), others: if alone { Others::None } else { Others::Some } }
+    }
+
+    /// Waits for what the ticket's policy asks for; see [`CommitGates::wait`].
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub fn wait(&self, ticket: &Ticket, wait: Wait) -> Result<Option<Outcome>, CommitError> {
+        self.hub.gates().wait(ticket, self.hub.clock().now(), wait)
+    }
+
+    /// Takes the master's own news, after its log flushed or its engine applied.
+    pub fn own_progress(&self) {
+        self.hub.own_progress();
+    }
+
+    /// A worker that tells replicas what was committed when the stream is idle.
+    pub fn teller(&self) -> impl Worker + use<> {
+        Teller { hub: Arc::clone(&self.hub), told: 0, due: None }
+    }
+
+    /// The term that fenced this master, if a replica told of one.
+    pub fn fenced(&self) -> Option<Term> {
+        self.hub.fenced()
+    }
+
+    /// Pauses or resumes the feeding of a replica; heartbeats go on.
+    pub fn set_feeding(&self, node: &NodeId, feeding: Feeding) -> bool {
+        self.hub.set_paused(node, feeding == Feeding::Paused)
+    }
+
+    /// Every other member and how its feeder stands.
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        self.hub.status()
+    }
+
+    /// A number that rises with every change of who is connected or paused.
+    pub fn topology_epoch(&self) -> u64 {
+        self.hub.topology_epoch()
+    }
+
+    /// The gates.
+    pub fn gates(&self) -> &CommitGates {
+        self.hub.gates()
+    }
+
+    /// Ends all feeders and waits for their workers; commits that wait get an error. Not to be called by a worker.
+    pub fn close(&self) {
+        self.hub.close();
+    }
+}
+
+/// Whether a replica is being fed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Feeding {
+    /// As fast as it takes the entries.
+    Running,
+    /// Heartbeats only.
+    Paused,
+}
+
+/// Whether other commits are under way beside one's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Others {
+    /// No.
+    None,
+    /// At least one.
+    Some,
+}
+
+/// A commit under way.
+pub struct Committing {
+    hub: Arc<hub::Hub>,
+    others: Others,
+}
+
+impl Committing {
+    /// Whether others were under way when this one began.
+    pub fn others(&self) -> Others {
+        self.others
+    }
+}
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        self.hub.commit_ends();
+    }
+}
+
+/// How long the news of a commit may wait for an entry to travel with.
+const TELL_AFTER: std::time::Duration = std::time::Duration::from_millis(1);
+
+struct Teller {
+    hub: Arc<hub::Hub>,
+    told: u64,
+    due: Option<crate::clock::Deadline>,
+}
+
+impl Worker for Teller {
+    fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
+        let clock = self.hub.clock();
+        if let Some(due) = self.due {
+            crate::watermark::rest(wait.at_most(due));
+            if clock.now() < due {
+                return Ok(Step::Idle { due });
+            }
+            self.due = None;
+            self.told = self.hub.gates().committed().get();
+            self.hub.tell_committed();
+            return Ok(Step::Worked);
+        }
+        match self.hub.gates().committed().wait(self.told + 1, wait) {
+            Ok(true) => {
+                self.due = Some(clock.now() + TELL_AFTER);
+                Ok(Step::Worked)
+            }
+            Ok(false) => Ok(Step::Idle { due: crate::clock::Deadline::NEVER }),
+            Err(Closed) => Err(Stop::Done),
+        }
+    }
+}

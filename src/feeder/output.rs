@@ -1,0 +1,241 @@
+//! The sending half of a feeder: entries straight from the log's memory, and heartbeats.
+//!
+//! The state of the half is behind one lock. The feeder-out worker holds it while it sends; a committing thread that
+//! finds it free sends its own entry, which saves a wake-up.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use crate::clock::{Clock, Deadline, Wait};
+use crate::feeder::connection::{Connection, FeedError, FeederState};
+use crate::feeder::hub::Hub;
+use crate::ids::{Vlsn, number};
+use crate::log::scanner::{LogScanner, RUN_SLICES};
+use crate::planted::{Bug, active};
+use crate::wire::message::{self, Capabilities, EntriesHead, Heartbeat, Message};
+use crate::worker::{Step, Stop, Worker};
+
+/// Frames whose acks are awaited and whose time is remembered, for lag in time.
+const TIMED_FRAMES: usize = 64;
+
+/// What the sending half knows.
+pub(super) struct Output {
+    scanner: Box<dyn LogScanner>,
+    /// The last entry sent.
+    sent: Option<Vlsn>,
+    /// Of the next frame.
+    sequence: u64,
+    capabilities: Capabilities,
+    /// When the last frame was sent.
+    last_sent: Deadline,
+    /// Since when the peer takes nothing more.
+    blocked_since: Option<Deadline>,
+    scratch: Vec<u8>,
+}
+
+/// What a pump did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pumped {
+    /// It sent a frame; there may be more.
+    Sent,
+    /// Everything there is was sent before.
+    Nothing,
+    /// The peer takes nothing now.
+    NoRoom,
+}
+
+/// The VLSNs and timestamps of frames that were sent and are not acknowledged, oldest first.
+pub(super) struct InFlight(VecDeque<(Vlsn, u64)>);
+
+impl InFlight {
+    pub fn new() -> InFlight {
+        InFlight(VecDeque::with_capacity(TIMED_FRAMES))
+    }
+
+    fn sent(&mut self, last: Vlsn, timestamp: u64) {
+        if self.0.len() < TIMED_FRAMES {
+            self.0.push_back((last, timestamp));
+        }
+    }
+
+    pub fn received(&mut self, upto: Option<Vlsn>) {
+        while self.0.front().is_some_and(|(last, _)| Some(*last) <= upto) {
+            self.0.pop_front();
+        }
+    }
+
+    /// When the oldest entry that is not acknowledged was appended, in microseconds since the epoch.
+    pub fn oldest_micros(&self) -> Option<u64> {
+        self.0.front().map(|(_, timestamp)| *timestamp)
+    }
+}
+
+impl Output {
+    /// The half that sends what follows `proved`, the last entry that the replica proved to have.
+    pub fn new(
+        scanner: Box<dyn LogScanner>,
+        proved: Option<Vlsn>,
+        sequence: u64,
+        capabilities: Capabilities,
+        now: Deadline,
+    ) -> Output {
+        let sent = if active(Bug::ResumeOffByOne) { Some(Vlsn::after(proved)) } else { proved };
+        Output { scanner, sent, sequence, capabilities, last_sent: now, blocked_since: None, scratch: Vec::new() }
+    }
+
+    /// Sends one frame of what the log has beyond what was sent, at most `max_bytes` (but a whole entry).
+    pub fn pump(&mut self, hub: &Hub, to: &Connection, max_bytes: usize, wait: Wait) -> Result<Pumped, FeedError> {
+        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
+            return Ok(Pumped::Nothing);
+        };
+        let (first, last, timestamp) = (run.first, run.last.vlsn, run.timestamp);
+        let head = EntriesHead { committed: hub.committed(), wanted: hub.wanted(), first, last };
+        // The position is published before the bytes leave: an ack may come back before `send` returns.
+        to.note_sent(last, timestamp);
+        let compress = self.capabilities.contains(Capabilities::LZ4) && run.len_bytes() >= message::COMPRESS_FROM;
+        let sent = if compress {
+            message::encode_compressed(&head, hub.term(), self.sequence, run.slices(), &mut self.scratch);
+            to.channel.send(&[IoSlice::new(&self.scratch)], wait)?
+        } else {
+            let prefix = message::encode_entries_head(&head, hub.term(), self.sequence, run.len_bytes());
+            let mut slices = [IoSlice::new(&[]); RUN_SLICES + 1];
+            slices[0] = IoSlice::new(&prefix);
+            for (slice, bytes) in slices[1..].iter_mut().zip(run.slices()) {
+                *slice = IoSlice::new(bytes);
+            }
+            to.channel.send(&slices[..=run.slices().len()], wait)?
+        };
+        if !sent {
+            return Ok(Pumped::NoRoom);
+        }
+        hub.counters().frame_sent(run.len_bytes() as u64);
+        assert!(Some(last) > self.sent, "a feeder sent VLSN {last} after {:?}", self.sent);
+        self.sent = Some(last);
+        self.note_frame(hub.clock().now());
+        Ok(Pumped::Sent)
+    }
+
+    /// Sends positions and health. `false`: the peer takes nothing now.
+    pub fn heartbeat(&mut self, hub: &Hub, to: &Connection, wait: Wait) -> Result<bool, FeedError> {
+        let own = hub.own_positions();
+        let heartbeat = Heartbeat {
+            written: own.received,
+            flushed: own.durable,
+            committed: hub.committed(),
+            wanted: hub.wanted(),
+            health: hub.health(),
+            clock: hub.clock().now().as_nanos(),
+        };
+        let sent = self.message(hub, to, &Message::Heartbeat(heartbeat), wait)?;
+        Ok(sent)
+    }
+
+    /// Sends a message other than entries.
+    pub fn message(&mut self, hub: &Hub, to: &Connection, message: &Message<'_>, wait: Wait) -> Result<bool, FeedError> {
+        message.encode(hub.term(), self.sequence, &mut self.scratch);
+        let sent = to.channel.send(&[IoSlice::new(&self.scratch)], wait)?;
+        if sent {
+            self.note_frame(hub.clock().now());
+        }
+        Ok(sent)
+    }
+
+    fn note_frame(&mut self, now: Deadline) {
+        self.sequence += 1;
+        self.last_sent = now;
+        self.blocked_since = None;
+    }
+
+    /// The last entry sent.
+    pub fn sent(&self) -> Option<Vlsn> {
+        self.sent
+    }
+}
+
+/// The feeder-out worker: sends what is appended, and heartbeats when nothing is.
+pub(super) struct FeederOut {
+    hub: Arc<Hub>,
+    connection: Arc<Connection>,
+    clock: Arc<dyn Clock>,
+}
+
+impl FeederOut {
+    pub fn new(hub: Arc<Hub>, connection: Arc<Connection>) -> FeederOut {
+        let clock = hub.clock();
+        FeederOut { hub, connection, clock }
+    }
+
+    fn pump(&self, wait: Wait) -> Result<Next, FeedError> {
+        let mut guard = self.connection.output.lock();
+        let Some(output) = guard.as_mut() else {
+            return Err(FeedError::Closing);
+        };
+        let config = self.hub.config();
+        let now = self.clock.now();
+        let give_up = output.blocked_since.unwrap_or(now) + config.peer_timeout;
+        if now >= output.last_sent + config.heartbeat && self.connection.state() == FeederState::Paused {
+            if !output.heartbeat(&self.hub, &self.connection, wait.at_most(give_up))? {
+                return self.blocked(output, now, give_up);
+            }
+            return Ok(Next::Again);
+        }
+        if self.connection.state() != FeederState::Paused {
+            match output.pump(&self.hub, &self.connection, config.batch_bytes, wait.at_most(give_up))? {
+                Pumped::Sent => {
+                    self.connection.caught_up(&self.hub, output.sent());
+                    return Ok(Next::Again);
+                }
+                Pumped::NoRoom => return self.blocked(output, now, give_up),
+                Pumped::Nothing => self.connection.caught_up(&self.hub, output.sent()),
+            }
+        }
+        if now >= output.last_sent + config.heartbeat && !output.heartbeat(&self.hub, &self.connection, Wait::Now)? {
+            return self.blocked(output, now, give_up);
+        }
+        Ok(Next::WaitFor { after: output.sent(), until: output.last_sent + config.heartbeat })
+    }
+
+    fn blocked(&self, output: &mut Output, now: Deadline, give_up: Deadline) -> Result<Next, FeedError> {
+        if now >= give_up {
+            return Err(FeedError::Stalled { by: self.hub.config().peer_timeout });
+        }
+        output.blocked_since.get_or_insert(now);
+        Ok(Next::Blocked { until: give_up })
+    }
+}
+
+enum Next {
+    Again,
+    /// The peer takes nothing; look again by then at the latest.
+    Blocked { until: Deadline },
+    /// All was sent up to `after`.
+    WaitFor { after: Option<Vlsn>, until: Deadline },
+}
+
+impl Worker for FeederOut {
+    fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
+        match self.pump(wait) {
+            Ok(Next::Again) => Ok(Step::Worked),
+            Ok(Next::Blocked { until }) => Ok(Step::Idle { due: until }),
+            Ok(Next::WaitFor { after, until }) => {
+                let target = match self.connection.state() {
+                    FeederState::Paused => u64::MAX,
+                    _ => number(after) + 1,
+                };
+                match self.hub.feed().wait(target, wait.at_most(until)) {
+                    Ok(true) => Ok(Step::Worked),
+                    Ok(false) => Ok(Step::Idle { due: until }),
+                    Err(_closed) => {
+                        self.hub.end(&self.connection, FeedError::Closing);
+                        Err(Stop::Done)
+                    }
+                }
+            }
+            Err(error) => {
+                self.hub.end(&self.connection, error);
+                Err(Stop::Done)
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The handshake: who the two ends are, and what they both can. Nothing else is said before it has ended well.
+//!
+//! The replica sends [`Hello`]; the master answers [`Welcome`] or [`Reject`](crate::wire::message::Reject). Both halves
+//! are functions of the message and of what their side knows.
+
+use crate::config::{CheckedConfig, Compression};
+use crate::ids::{Position, Term};
+use crate::members::Member;
+use crate::wire::VERSION;
+use crate::wire::message::{Capabilities, Hello, RejectReason, Welcome};
+
+/// What a node says of itself beside its configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Made at random with the directory: another value is another directory, which has lost what the old one had.
+    pub incarnation: u64,
+    /// Made at random at every open of the directory.
+    pub session: u64,
+}
+
+/// The replica's opening words. `last` is the last entry of its log.
+pub fn hello(config: &CheckedConfig, own: Identity, last: Option<Position>) -> Hello {
+    let (role, region) = match config.members.find(&config.node) {
+        Some(Member { role, region, .. }) => (*role, region.clone()),
+        None => unreachable!("a checked configuration lists its own node"),
+    };
+    Hello {
+        versions: (VERSION, VERSION),
+        group: config.group,
+        node: config.node.clone(),
+        incarnation: own.incarnation,
+        session: own.session,
+        role,
+        region,
+        slot: config.slot.clone(),
+        capabilities: capabilities(config),
+        max_frame: config.max_frame,
+        last,
+    }
+}
+
+/// What this node can and wants.
+fn capabilities(config: &CheckedConfig) -> Capabilities {
+    match config.compression {
+        Compression::Off => Capabilities::PLAIN,
+        Compression::Lz4 => Capabilities::supported(),
+    }
+}
+
+/// The master's answer to a hello.
+///
+/// # Errors
+/// The reason to refuse, as the replica is told it.
+pub fn judge_hello(config: &CheckedConfig, own: Identity, term: Term, hello: &Hello) -> Result<Welcome, RejectReason> {
+    if hello.group != config.group {
+        return Err(RejectReason::WrongGroup { ours: config.group });
+    }
+    let (min, max) = hello.versions;
+    if !(min..=max).contains(&VERSION) {
+        return Err(RejectReason::NoCommonVersion { min: VERSION, max: VERSION });
+    }
+    if hello.node == config.node {
+        return Err(RejectReason::OwnName);
+    }
+    let Some(member) = config.members.find(&hello.node) else {
+        return Err(RejectReason::UnknownNode);
+    };
+    if member.role != hello.role || member.region != hello.region {
+        return Err(RejectReason::MemberDiffers);
+    }
+    if hello.last.is_some_and(|last| last.term > term) {
+        return Err(RejectReason::TermAhead { ours: term });
+    }
+    Ok(Welcome {
+        version: VERSION,
+        node: config.node.clone(),
+        incarnation: own.incarnation,
+        session: own.session,
+        capabilities: hello.capabilities.intersection(capabilities(config)),
+        max_frame: hello.max_frame.min(config.max_frame),
+        heartbeat: config.heartbeat,
+    })
+}
+
+/// Why a replica turns away from the node that welcomed it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WelcomeError {
+    /// The other end chose a version that we did not offer.
+    #[error("the master chose protocol version {chosen}; this node speaks {VERSION}")]
+    Version {
+        /// What it chose.
+        chosen: u8,
+    },
+    /// The other end is not in our member list.
+    #[error("{0} is not among the members of this node's configuration")]
+    UnknownMaster(crate::ids::NodeId),
+    /// It claims something that we did not offer.
+    #[error("the master chose capabilities or a frame limit that this node did not offer")]
+    NotOffered,
+    /// It is the master of an older term: deposed, restored from a backup, or wiped.
+    #[error("the master is in term {theirs}, but this node has followed term {ours}: it is stale, or its directory was lost")]
+    StaleTerm {
+        /// The term it leads.
+        theirs: Term,
+        /// The highest term that this node has seen.
+        ours: Term,
+    },
+}
+
+/// Whether the replica accepts the welcome of the master of `theirs`, having seen terms up to `ours`.
+///
+/// # Errors
+/// [`WelcomeError`].
+pub fn judge_welcome(config: &CheckedConfig, ours: Term, theirs: Term, welcome: &Welcome) -> Result<(), WelcomeError> {
+    if welcome.version != VERSION {
+        return Err(WelcomeError::Version { chosen: welcome.version });
+    }
+    if config.members.find(&welcome.node).is_none() {
+        return Err(WelcomeError::UnknownMaster(welcome.node.clone()));
+    }
+    let offered = capabilities(config);
+    if welcome.capabilities.intersection(offered) != welcome.capabilities || welcome.max_frame > config.max_frame {
+        return Err(WelcomeError::NotOffered);
+    }
+    if theirs < ours || theirs == Term::NONE {
+        return Err(WelcomeError::StaleTerm { theirs, ours });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::ids::{GroupId, NodeId, Vlsn};
+    use crate::members::{Members, Role};
+
+    fn config(node: &str) -> CheckedConfig {
+        let id = |name| NodeId::new(name).unwrap();
+        let mut config = Config::new(GroupId::from_bits(9), id(node), "dir");
+        let list = ["m", "r"].map(|name| Member::electable(id(name)));
+        config.members = Members::new(list.to_vec()).unwrap();
+        config.check().unwrap()
+    }
+
+    const OWN: Identity = Identity { incarnation: 1, session: 2 };
+
+    fn judge(change: impl FnOnce(&mut Hello)) -> Result<Welcome, RejectReason> {
+        let mut hello = hello(&config("r"), OWN, None);
+        change(&mut hello);
+        judge_hello(&config("m"), OWN, Term::new(3), &hello)
+    }
+
+    #[test]
+    fn two_members_of_a_group_agree() {
+        let welcome = judge(|_| ()).unwrap();
+        assert_eq!(welcome.version, VERSION);
+        assert_eq!(judge_welcome(&config("r"), Term::new(3), Term::new(3), &welcome), Ok(()));
+    }
+
+    #[test]
+    fn strangers_are_told_why_they_are_refused() {
+        let other = GroupId::from_bits(8);
+        let group = GroupId::from_bits(9);
+        assert_eq!(judge(|h| h.group = other), Err(RejectReason::WrongGroup { ours: group }));
+        let newer = (VERSION + 1, VERSION + 4);
+        assert_eq!(
+            judge(|h| h.versions = newer),
+            Err(RejectReason::NoCommonVersion { min: VERSION, max: VERSION })
+        );
+        assert_eq!(judge(|h| h.node = NodeId::new("m").unwrap()), Err(RejectReason::OwnName));
+        assert_eq!(judge(|h| h.node = NodeId::new("x").unwrap()), Err(RejectReason::UnknownNode));
+        assert_eq!(judge(|h| h.role = Role::Secondary), Err(RejectReason::MemberDiffers));
+        assert_eq!(judge(|h| h.region = "moon".into()), Err(RejectReason::MemberDiffers));
+        let ahead = Position { vlsn: Vlsn::FIRST, term: Term::new(4), crc: 0 };
+        assert_eq!(judge(|h| h.last = Some(ahead)), Err(RejectReason::TermAhead { ours: Term::new(3) }));
+    }
+
+    #[test]
+    fn a_replica_refuses_a_stale_or_strange_master() {
+        let welcome = judge(|_| ()).unwrap();
+        let verdict = |term, welcome: &Welcome| judge_welcome(&config("r"), Term::new(3), Term::new(term), welcome);
+        assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
+        let strange = Welcome { node: NodeId::new("x").unwrap(), ..welcome.clone() };
+        assert!(matches!(verdict(3, &strange), Err(WelcomeError::UnknownMaster(_))));
+        let newer = Welcome { version: VERSION + 1, ..welcome.clone() };
+        assert!(matches!(verdict(3, &newer), Err(WelcomeError::Version { .. })));
+        let large = Welcome { max_frame: u32::MAX, ..welcome };
+        assert_eq!(verdict(3, &large), Err(WelcomeError::NotOffered));
+    }
+
+    #[test]
+    fn frame_limits_and_capabilities_are_the_lower_of_both() {
+        let welcome = judge(|h| h.max_frame = 70_000).unwrap();
+        assert_eq!(welcome.max_frame, 70_000);
+        assert_eq!(welcome.capabilities, Capabilities::PLAIN);
+    }
+}
