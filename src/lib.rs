@@ -4,6 +4,7 @@
 pub mod address;
 pub mod channel;
 pub mod clock;
+pub mod commit;
 pub mod disk;
 pub mod engine;
 pub mod entry;
@@ -13,6 +14,9 @@ pub mod members;
 #[cfg_attr(not(feature = "planted"), allow(dead_code, reason = "only the feature switches bugs on"))]
 pub mod planted;
 pub mod policy;
+pub mod progress;
+pub mod quorum;
+pub mod roster;
 pub mod runtime;
 mod sync;
 pub mod watermark;
