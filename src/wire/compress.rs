@@ -1,0 +1,1 @@
+//! Compression of the run of an Entries frame.
