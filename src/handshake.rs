@@ -6,7 +6,7 @@
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
 use crate::members::Member;
-use crate::wire::VERSION;
+use crate::wire::frame::VERSION;
 use crate::wire::message::{Capabilities, Hello, RejectReason, Welcome};
 
 /// What a node says of itself beside its configuration.
@@ -42,8 +42,8 @@ pub fn hello(config: &CheckedConfig, own: Identity, last: Option<Position>) -> H
 /// What this node can and wants.
 fn capabilities(config: &CheckedConfig) -> Capabilities {
     match config.compression {
-        Compression::Off => Capabilities::PLAIN,
-        Compression::Lz4 => Capabilities::supported(),
+        Compression::Off => Capabilities::RANGE_READ,
+        Compression::Lz4 => Capabilities::ours(),
     }
 }
 
@@ -193,6 +193,6 @@ mod tests {
     fn frame_limits_and_capabilities_are_the_lower_of_both() {
         let welcome = judge(|h| h.max_frame = 70_000).unwrap();
         assert_eq!(welcome.max_frame, 70_000);
-        assert_eq!(welcome.capabilities, Capabilities::PLAIN);
+        assert_eq!(welcome.capabilities, Capabilities::RANGE_READ);
     }
 }

@@ -17,9 +17,8 @@ use crate::progress::{Positions, Progress};
 use crate::roster::Seat;
 use crate::runtime::Running;
 use crate::syncup::{self, Answer};
-use crate::wire::message::{
-    self, Capabilities, EntriesHead, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup,
-};
+use crate::wire::encode_entries_head;
+use crate::wire::message::{Ack, Capabilities, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup};
 use crate::worker::{Step, Stop, Worker};
 
 /// The worker.
@@ -114,7 +113,7 @@ impl FeederAcks {
         self.expected += 1;
         if header.term > self.hub.term() {
             // Whoever says so follows a newer master: ours is over. Its hello alone is no proof of that.
-            if matches!(message, Message::Fence(_)) {
+            if matches!(message, Message::Fence) {
                 self.hub.fence(header.term);
                 return Err(FeedError::Fenced(header.term));
             }
@@ -128,17 +127,18 @@ impl FeederAcks {
             }
             (Stage::Syncup { .. }, Message::EntryRequest(request)) => self.serve_range(&request),
             (Stage::FirstAck { .. }, Message::Nack(nack)) => Err(nacked(nack)),
-            (Stage::FirstAck { node, capabilities, matched }, Message::Ack(positions)) => {
+            (Stage::FirstAck { node, capabilities, matched }, Message::Ack(ack)) => {
+                let positions = positions(ack);
                 let (node, capabilities, matched) = (node.clone(), *capabilities, *matched);
                 self.begin(node, capabilities, matched, positions)
             }
-            (Stage::Stream { node }, Message::Ack(positions)) => {
+            (Stage::Stream { node }, Message::Ack(ack)) => {
                 let node = node.clone();
-                self.acknowledged(&node, positions)
+                self.acknowledged(&node, positions(ack))
             }
             (Stage::Stream { .. }, Message::HeartbeatReply(_)) => Ok(()),
             (Stage::Stream { .. }, Message::Nack(nack)) => self.refused(nack),
-            (stage, other) => Err(FeedError::OutOfTurn { found: other.name(), expected: stage.expects() }),
+            (stage, other) => Err(FeedError::OutOfTurn { found: other.kind(), expected: stage.expects() }),
         }
     }
 
@@ -273,9 +273,8 @@ impl FeederAcks {
             let nack = Nack { reason: NackReason::Beyond, at: Some(range.first()) };
             return self.send(&Message::Nack(nack));
         };
-        let (committed, wanted) = (self.hub.committed(), self.hub.wanted());
-        let head = EntriesHead { committed, wanted, first: run.first, last: run.last.vlsn };
-        let prefix = message::encode_entries_head(&head, self.hub.term(), self.sequence, run.len_bytes());
+        let head = self.hub.entries_head(&run);
+        let prefix = encode_entries_head(self.hub.term(), self.sequence, &head, run.len_bytes());
         let mut slices = [IoSlice::new(&[]); RUN_SLICES + 1];
         slices[0] = IoSlice::new(&prefix);
         for (slice, bytes) in slices[1..].iter_mut().zip(run.slices()) {
@@ -300,6 +299,11 @@ impl FeederAcks {
         }
         Stop::Done
     }
+}
+
+fn positions(ack: Ack) -> Positions {
+    let Ack { received, durable, applied, checkpointed } = ack;
+    Positions { received, durable, applied, checkpointed }
 }
 
 fn nacked(nack: Nack) -> FeedError {

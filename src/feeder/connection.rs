@@ -13,6 +13,7 @@ use crate::feeder::output::{InFlight, Output};
 use crate::ids::{NodeId, Vlsn, number};
 use crate::log::scanner::ScanError;
 use crate::progress::{AckError, Progress};
+use crate::wire::MessageType;
 use crate::wire::message::{NackReason, RejectReason, WireError};
 
 /// What a feeder is doing.
@@ -88,7 +89,7 @@ pub enum FeedError {
     #[error("the replica sent a {found} where {expected} was expected")]
     OutOfTurn {
         /// The message's name.
-        found: &'static str,
+        found: MessageType,
         /// What could have come.
         expected: &'static str,
     },

@@ -16,14 +16,14 @@ use crate::feeder::connection::{Connection, FeedError, FeederState};
 use crate::feeder::output::Pumped;
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Position, Term, Vlsn, number};
-use crate::log::scanner::{LogScanner, ScanError};
+use crate::log::scanner::{LogScanner, Run, ScanError};
 use crate::matchpoint::History;
 use crate::members::Health;
 use crate::policy::{Level, Policy};
 use crate::progress::Positions;
 use crate::runtime::{Running, Runtime};
 use crate::watermark::Watermark;
-use crate::wire::message::{ByeReason, Message, Wanted};
+use crate::wire::message::{Bye, ByeReason, EntriesHead, Message};
 use crate::worker::Stop;
 
 /// A log that replicas are fed from: quorate's own, or one that an engine keeps itself.
@@ -32,6 +32,8 @@ use crate::worker::Stop;
 pub trait Source: Send + Sync {
     /// A new reader.
     fn scanner(&self) -> Box<dyn LogScanner>;
+    /// The last entry.
+    fn last(&self) -> Option<Vlsn>;
     /// The terms that the log holds, its last entry, and its oldest.
     fn history(&self) -> History;
     /// The term and CRC of one entry.
@@ -62,7 +64,8 @@ pub(super) struct Hub {
     counters: Arc<Counters>,
     /// The last entry that feeders may ask their scanners for, and are woken for.
     feed: Watermark,
-    wanted: [AtomicU64; 3],
+    durable_wanted: AtomicU64,
+    applied_wanted: AtomicU64,
     /// The highest newer term that a replica told of; 0 if none.
     fenced: AtomicU32,
     /// Commits under way.
@@ -138,7 +141,7 @@ pub(super) struct Parts {
 
 impl Hub {
     pub fn new(parts: Parts) -> Hub {
-        let feed = number(parts.source.history().last.map(|last| last.vlsn));
+        let feed = number(parts.source.last());
         Hub {
             clock: parts.runtime.clock(),
             config: parts.config,
@@ -148,7 +151,8 @@ impl Hub {
             gates: parts.gates,
             counters: parts.counters,
             feed: Watermark::new(feed),
-            wanted: Default::default(),
+            durable_wanted: AtomicU64::new(0),
+            applied_wanted: AtomicU64::new(0),
             fenced: AtomicU32::new(0),
             committing: AtomicUsize::new(0),
             registry: Mutex::new(Registry {
@@ -211,24 +215,28 @@ impl Hub {
         if self.gates.degraded() { Health::Degraded } else { Health::Healthy }
     }
 
-    /// Up to where writers wait for each level: replicas hasten what is waited for.
-    pub fn wanted(&self) -> Wanted {
-        let at = |level: usize| Vlsn::new(self.wanted[level].load(Ordering::Relaxed));
-        Wanted { received: at(0), durable: at(1), applied: at(2) }
+    /// Up to where writers wait for durable and for applied entries: replicas hasten those.
+    pub fn wanted(&self) -> (Option<Vlsn>, Option<Vlsn>) {
+        let at = |wanted: &AtomicU64| Vlsn::new(wanted.load(Ordering::Relaxed));
+        (at(&self.durable_wanted), at(&self.applied_wanted))
     }
 
+    /// Notes what the writer of this entry waits for.
     pub fn want(&self, policy: Policy, vlsn: Vlsn) {
-        if let Some(rule) = policy.rule() {
-            let level = match rule.level {
-                Level::Received => 0,
-                Level::Durable => 1,
-                Level::Applied | Level::Checkpointed => 2,
-            };
-            // An applied entry is a committed one, and that takes durable ones.
-            for wanted in &self.wanted[if level == 2 { 1..3 } else { level..level + 1 }] {
-                wanted.fetch_max(vlsn.get(), Ordering::Relaxed);
-            }
+        let Some(rule) = policy.rule() else { return };
+        if rule.level >= Level::Durable {
+            self.durable_wanted.fetch_max(vlsn.get(), Ordering::Relaxed);
         }
+        if rule.level >= Level::Applied {
+            self.applied_wanted.fetch_max(vlsn.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// What is said at the head of a frame with this run.
+    pub fn entries_head(&self, run: &Run<'_>) -> EntriesHead {
+        let (durable_wanted, applied_wanted) = self.wanted();
+        let (first, last) = (run.first, run.last.vlsn);
+        EntriesHead { committed: self.committed(), durable_wanted, applied_wanted, first, last }
     }
 
     /// Takes the master's own news: its flusher's, its apply worker's, or after a write.
@@ -457,7 +465,7 @@ impl Hub {
     /// All members but this node, connected or not.
     pub fn status(&self) -> Vec<ReplicaStatus> {
         let now_micros = self.clock.wall_micros();
-        let tip = self.source.history().last.map(|last| last.vlsn);
+        let tip = self.source.last();
         let registry = self.registry.lock();
         let others = self.config.members.iter().filter(|member| member.id != self.config.node);
         others
@@ -498,26 +506,31 @@ impl Hub {
             .collect()
     }
 
-    /// Ends all feeders and waits for their workers. New channels are refused from now on.
-    pub fn close(&self) {
+    /// Ends all connections and waits; new channels are refused from now on. Does not wait for the workers.
+    pub fn sever(&self) {
         let live: Vec<_> = {
             let mut registry = self.registry.lock();
             registry.closed = true;
-            registry.live.values().map(|(connection, running)| (Arc::clone(connection), running.clone())).collect()
+            registry.live.values().map(|(connection, _)| Arc::clone(connection)).collect()
         };
         self.gates.close(End::LifeEnded);
-        for (connection, _) in &live {
+        for connection in &live {
             if let Some(output) = connection.output.try_lock().as_mut().and_then(|guard| guard.as_mut()) {
                 // A goodbye that does not fit is a goodbye that is not said.
-                let _unsaid = output.message(self, connection, &Message::Bye(ByeReason::Closing), Wait::Now);
+                let bye = Message::Bye(Bye { reason: ByeReason::Closing });
+                let _unsaid = output.message(self, connection, &bye, Wait::Now);
             }
             self.end(connection, FeedError::Closing);
         }
         self.feed.close();
-        for (_, running) in live {
-            if let Some(running) = running {
-                running.join();
-            }
+    }
+
+    /// Ends all feeders and waits for their workers.
+    pub fn close(&self) {
+        self.sever();
+        let running: Vec<_> = self.registry.lock().live.values().filter_map(|(_, running)| running.clone()).collect();
+        for running in running {
+            running.join();
         }
     }
 }

@@ -11,7 +11,7 @@ mod connection;
 mod hub;
 mod output;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use connection::{FeedError, FeederState};
 pub use hub::{ReplicaStatus, Source};
@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Term, Vlsn};
 use crate::policy::{Outcome, Policy};
+use crate::progress::Positions;
 use crate::runtime::Runtime;
 use crate::watermark::Closed;
 use crate::worker::{Step, Stop, Worker};
@@ -126,6 +127,21 @@ impl Feeders {
         self.hub.topology_epoch()
     }
 
+    /// How far the master itself has come.
+    pub fn own_positions(&self) -> Positions {
+        self.hub.own_positions()
+    }
+
+    /// A handle that does not keep the feeders alive, for hooks in what they feed from.
+    pub(crate) fn downgrade(&self) -> WeakFeeders {
+        WeakFeeders(Arc::downgrade(&self.hub))
+    }
+
+    /// Cuts all connections and ends all waits, without waiting for the workers: what a poisoned node does.
+    pub fn sever(&self) {
+        self.hub.sever();
+    }
+
     /// The gates.
     pub fn gates(&self) -> &CommitGates {
         self.hub.gates()
@@ -134,6 +150,18 @@ impl Feeders {
     /// Ends all feeders and waits for their workers; commits that wait get an error. Not to be called by a worker.
     pub fn close(&self) {
         self.hub.close();
+    }
+}
+
+/// The feeders, if they still are.
+pub(crate) struct WeakFeeders(Weak<hub::Hub>);
+
+impl WeakFeeders {
+    /// Takes the master's own news.
+    pub fn own_progress(&self) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.own_progress();
+        }
     }
 }
 

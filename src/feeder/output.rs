@@ -13,7 +13,8 @@ use crate::feeder::hub::Hub;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
 use crate::planted::{Bug, active};
-use crate::wire::message::{self, Capabilities, EntriesHead, Heartbeat, Message};
+use crate::wire::message::{Capabilities, EntriesHead, Heartbeat, Message};
+use crate::wire::{encode_entries_head};
 use crate::worker::{Step, Stop, Worker};
 
 /// Frames whose acks are awaited and whose time is remembered, for lag in time.
@@ -90,7 +91,7 @@ impl Output {
             return Ok(Pumped::Nothing);
         };
         let (first, last, timestamp) = (run.first, run.last.vlsn, run.timestamp);
-        let head = EntriesHead { committed: hub.committed(), wanted: hub.wanted(), first, last };
+        let head = hub.entries_head(&run);
         // The position is published before the bytes leave: an ack may come back before `send` returns.
         to.note_sent(last, timestamp);
         let compress = self.capabilities.contains(Capabilities::LZ4) && run.len_bytes() >= message::COMPRESS_FROM;
@@ -98,7 +99,7 @@ impl Output {
             message::encode_compressed(&head, hub.term(), self.sequence, run.slices(), &mut self.scratch);
             to.channel.send(&[IoSlice::new(&self.scratch)], wait)?
         } else {
-            let prefix = message::encode_entries_head(&head, hub.term(), self.sequence, run.len_bytes());
+            let prefix = encode_entries_head(hub.term(), self.sequence, &head, run.len_bytes());
             let mut slices = [IoSlice::new(&[]); RUN_SLICES + 1];
             slices[0] = IoSlice::new(&prefix);
             for (slice, bytes) in slices[1..].iter_mut().zip(run.slices()) {
@@ -119,11 +120,13 @@ impl Output {
     /// Sends positions and health. `false`: the peer takes nothing now.
     pub fn heartbeat(&mut self, hub: &Hub, to: &Connection, wait: Wait) -> Result<bool, FeedError> {
         let own = hub.own_positions();
+        let (durable_wanted, applied_wanted) = hub.wanted();
         let heartbeat = Heartbeat {
             written: own.received,
             flushed: own.durable,
             committed: hub.committed(),
-            wanted: hub.wanted(),
+            durable_wanted,
+            applied_wanted,
             health: hub.health(),
             clock: hub.clock().now().as_nanos(),
         };

@@ -14,11 +14,11 @@ use crate::apply::ApplyState;
 use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::counters::Counters;
-use crate::ids::{Term, Vlsn};
+use crate::ids::{Term, Vlsn, number};
 use crate::log::Log;
 use crate::planted::{Bug, active};
 use crate::progress::Positions;
-use crate::wire::message::{Message, Wanted};
+use crate::wire::message::{Ack, Message};
 
 /// Sends acks, and the replica's other messages, on whatever connection is up.
 pub(crate) struct AckSender {
@@ -30,7 +30,6 @@ pub(crate) struct AckSender {
     news: AtomicBool,
     /// An ack that found no room.
     unsent: AtomicBool,
-    wanted_received: AtomicU64,
     wanted_durable: AtomicU64,
     wanted_applied: AtomicU64,
 }
@@ -71,7 +70,6 @@ impl AckSender {
             line: Mutex::new(None),
             news: AtomicBool::new(false),
             unsent: AtomicBool::new(false),
-            wanted_received: AtomicU64::new(0),
             wanted_durable: AtomicU64::new(0),
             wanted_applied: AtomicU64::new(0),
         }
@@ -79,7 +77,7 @@ impl AckSender {
 
     /// Begins acks on a connection whose syncup has ended well: the first states what was proved.
     pub fn connect(&self, line: Line) {
-        for wanted in [&self.wanted_received, &self.wanted_durable, &self.wanted_applied] {
+        for wanted in [&self.wanted_durable, &self.wanted_applied] {
             wanted.store(0, Ordering::Relaxed);
         }
         *self.line.lock() = Some(line);
@@ -91,10 +89,9 @@ impl AckSender {
     }
 
     /// Takes note of what the master's writers wait for.
-    pub fn want(&self, wanted: Wanted) {
-        self.wanted_received.store(crate::ids::number(wanted.received), Ordering::Relaxed);
-        self.wanted_durable.store(crate::ids::number(wanted.durable), Ordering::Relaxed);
-        self.wanted_applied.store(crate::ids::number(wanted.applied), Ordering::Relaxed);
+    pub fn want(&self, durable: Option<Vlsn>, applied: Option<Vlsn>) {
+        self.wanted_durable.store(number(durable), Ordering::Relaxed);
+        self.wanted_applied.store(number(applied), Ordering::Relaxed);
     }
 
     /// Where this node stands.
@@ -113,13 +110,10 @@ impl AckSender {
         }
     }
 
-    /// After an append: acks it, unless a flush that will say more is about to follow and nobody waits for less.
+    /// After an append: acks it, unless a flush that will say more is about to follow.
     pub fn appended(&self) {
-        let life = self.log.life();
-        let written = life.written.get();
-        let flush_follows = self.wanted_durable.load(Ordering::Relaxed) >= written;
-        let received_wanted = self.wanted_received.load(Ordering::Relaxed) >= written;
-        if received_wanted || !flush_follows {
+        let written = self.log.life().written.get();
+        if self.wanted_durable.load(Ordering::Relaxed) < written {
             self.send();
         }
     }
@@ -153,7 +147,7 @@ impl AckSender {
         if positions == line.acked {
             return;
         }
-        let sent = line.send(&Message::Ack(positions));
+        let sent = line.send(&Message::Ack(ack(positions)));
         if sent {
             line.acked = positions;
             self.counters.ack_sent();
@@ -165,7 +159,7 @@ impl AckSender {
     pub fn send_first(&self) {
         if let Some(line) = self.line.lock().as_mut() {
             let positions = self.positions();
-            if line.send(&Message::Ack(positions)) {
+            if line.send(&Message::Ack(ack(positions))) {
                 line.acked = positions;
             }
         }
@@ -190,4 +184,9 @@ impl AckSender {
         }
         sent
     }
+}
+
+fn ack(positions: Positions) -> Ack {
+    let Positions { received, durable, applied, checkpointed } = positions;
+    Ack { received, durable, applied, checkpointed }
 }

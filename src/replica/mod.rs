@@ -11,6 +11,7 @@ use crate::log::scanner::ScanError;
 use crate::log::{AppendError, TruncateError};
 use crate::runtime::DialError;
 use crate::syncup::SyncupError;
+use crate::wire::MessageType;
 use crate::wire::message::{ByeReason, RejectReason, WireError};
 
 /// What a replica's connection is doing.
@@ -63,7 +64,7 @@ pub enum FollowError {
     #[error("the master sent a {found} where {expected} was expected")]
     OutOfTurn {
         /// The message's name.
-        found: &'static str,
+        found: MessageType,
         /// What could have come.
         expected: &'static str,
     },

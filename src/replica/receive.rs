@@ -25,7 +25,7 @@ use crate::state::StateFile;
 use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
 use crate::wire::message::{
-    Entries, Fence, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
+    Entries, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
@@ -278,7 +278,7 @@ impl Session {
                     Talk::Matchpoint(_) => "matchpoint, need for a snapshot, or behind",
                     Talk::Stream => "entries or heartbeat",
                 };
-                Err(FollowError::OutOfTurn { found: other.name(), expected })
+                Err(FollowError::OutOfTurn { found: other.kind(), expected })
             }
         }
     }
@@ -288,7 +288,7 @@ impl Session {
         let ours = shared.term();
         if let Err(error) = judge_welcome(&shared.config, ours, term, welcome) {
             if term < ours {
-                line.send(&Message::Fence(Fence {}));
+                line.send(&Message::Fence);
             }
             return Err(error.into());
         }
@@ -358,7 +358,7 @@ impl Session {
     }
 
     fn append(&mut self, shared: &Following, entries: &Entries<'_>) -> Result<(), FollowError> {
-        let run = entries.run();
+        let run = entries.run;
         let summary = match self.verify(run) {
             Ok(summary) => summary,
             Err(error) => {
@@ -378,7 +378,7 @@ impl Session {
         shared.counters.frame_received(run.len() as u64);
         self.last = Some(summary.last);
         self.unacked += run.len();
-        shared.acks.want(head.wanted);
+        shared.acks.want(head.durable_wanted, head.applied_wanted);
         self.committed(shared, head.committed);
         Ok(())
     }
@@ -400,12 +400,12 @@ impl Session {
     }
 
     fn heard(&mut self, shared: &Following, heartbeat: &Heartbeat) -> Result<(), FollowError> {
-        shared.acks.want(heartbeat.wanted);
+        shared.acks.want(heartbeat.durable_wanted, heartbeat.applied_wanted);
         self.committed(shared, heartbeat.committed);
         let reply = HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy };
         shared.acks.message(&Message::HeartbeatReply(reply));
         shared.acks.send();
-        self.flush_wanted(shared, heartbeat.wanted.durable, usize::MAX)
+        self.flush_wanted(shared, heartbeat.durable_wanted, usize::MAX)
     }
 
     /// Nothing more is ready: acks what was appended, and flushes what somebody waits for.

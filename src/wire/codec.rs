@@ -42,7 +42,13 @@ pub fn encode_entries_head(
 /// The fixed part of an Entries payload.
 pub(super) fn entries_prefix(head: &EntriesHead) -> [u8; ENTRIES_PREFIX_LEN] {
     let mut prefix = [0; ENTRIES_PREFIX_LEN];
-    let fields = [number(head.committed), number(head.durable_wanted), head.first.get(), head.last.get()];
+    let fields = [
+        number(head.committed),
+        number(head.durable_wanted),
+        number(head.applied_wanted),
+        head.first.get(),
+        head.last.get(),
+    ];
     for (place, field) in prefix.chunks_exact_mut(8).zip(fields) {
         place.copy_from_slice(&field.to_le_bytes());
     }
@@ -166,6 +172,7 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
             put.vlsn(m.flushed);
             put.vlsn(m.committed);
             put.vlsn(m.durable_wanted);
+            put.vlsn(m.applied_wanted);
             put.u64(m.clock);
             put.u8(health_number(m.health));
         }
@@ -220,12 +227,12 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
         MessageType::Behind => Message::Behind(Behind { last: take.vlsn("last")? }),
         MessageType::Entries => {
             let head = take_entries_head(take)?;
-            let EntriesHead { committed, durable_wanted, first, last } = head;
+            let EntriesHead { committed, durable_wanted, applied_wanted, first, last } = head;
             let run = std::mem::take(&mut take.rest);
             if run.is_empty() {
                 return Err(take.short("run"));
             }
-            Message::Entries(Entries { committed, durable_wanted, first, last, run })
+            Message::Entries(Entries { committed, durable_wanted, applied_wanted, first, last, run })
         }
         MessageType::EntryRequest => {
             let (from, to) = (take.entry("from")?, take.entry("to")?);
@@ -250,6 +257,7 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
             flushed: take.vlsn("flushed")?,
             committed: take.vlsn("committed")?,
             durable_wanted: take.vlsn("durable_wanted")?,
+            applied_wanted: take.vlsn("applied_wanted")?,
             clock: take.u64("clock")?,
             health: take.numbered("health", health_from)?,
         }),
@@ -267,6 +275,7 @@ pub(super) fn take_entries_head(take: &mut Take<'_>) -> Result<EntriesHead, Wire
     let head = EntriesHead {
         committed: take.vlsn("committed")?,
         durable_wanted: take.vlsn("durable_wanted")?,
+        applied_wanted: take.vlsn("applied_wanted")?,
         first: take.entry("first")?,
         last: take.entry("last")?,
     };
@@ -304,6 +313,7 @@ fn put_reject(reason: &RejectReason, put: &mut Put<'_>) {
         }
         RejectReason::Busy => put.u8(8),
         RejectReason::Protocol => put.u8(9),
+        RejectReason::MemberDiffers => put.u8(10),
     }
 }
 
@@ -330,6 +340,7 @@ fn take_reject(take: &mut Take<'_>) -> Result<RejectReason, WireError> {
         7 => RejectReason::TermAhead { ours: Term::new(take.u32("reason.ours")?) },
         8 => RejectReason::Busy,
         9 => RejectReason::Protocol,
+        10 => RejectReason::MemberDiffers,
         other => return Err(take.value("reason", other)),
     })
 }

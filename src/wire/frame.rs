@@ -29,7 +29,7 @@ pub const DEFAULT_MAX_FRAME: u32 = 16 << 20;
 /// The lowest limit on frames that makes sense: any message but Entries and Syncup fits.
 pub const MIN_MAX_FRAME: u32 = 4 << 10;
 /// Bytes of the fixed part of an Entries payload, which the payload's CRC covers.
-pub const ENTRIES_PREFIX_LEN: usize = 32;
+pub const ENTRIES_PREFIX_LEN: usize = 40;
 
 const FLAG_COMPRESSED: u16 = 1;
 

@@ -208,6 +208,8 @@ pub enum RejectReason {
         /// The listener's.
         ours: Term,
     },
+    /// The replica's role or region is another than the member list says.
+    MemberDiffers,
     /// There are too many connections.
     Busy,
     /// Something else was said than the protocol allows here.
@@ -255,6 +257,8 @@ pub struct EntriesHead {
     pub committed: Option<Vlsn>,
     /// How far somebody waits for the replica to have flushed.
     pub durable_wanted: Option<Vlsn>,
+    /// How far somebody waits for the replica to have applied.
+    pub applied_wanted: Option<Vlsn>,
     /// The run's first entry.
     pub first: Vlsn,
     /// Its last; not below `first`.
@@ -268,6 +272,8 @@ pub struct Entries<'a> {
     pub committed: Option<Vlsn>,
     /// How far somebody waits for the replica to have flushed.
     pub durable_wanted: Option<Vlsn>,
+    /// How far somebody waits for the replica to have applied.
+    pub applied_wanted: Option<Vlsn>,
     /// The run's first entry.
     pub first: Vlsn,
     /// Its last; not below `first`.
@@ -279,8 +285,8 @@ pub struct Entries<'a> {
 impl Entries<'_> {
     /// The fixed part.
     pub fn head(&self) -> EntriesHead {
-        let Entries { committed, durable_wanted, first, last, run: _ } = *self;
-        EntriesHead { committed, durable_wanted, first, last }
+        let Entries { committed, durable_wanted, applied_wanted, first, last, run: _ } = *self;
+        EntriesHead { committed, durable_wanted, applied_wanted, first, last }
     }
 }
 
@@ -337,6 +343,8 @@ pub struct Heartbeat {
     pub committed: Option<Vlsn>,
     /// How far somebody waits for the replica to have flushed.
     pub durable_wanted: Option<Vlsn>,
+    /// How far somebody waits for the replica to have applied.
+    pub applied_wanted: Option<Vlsn>,
     /// How the master fares.
     pub health: Health,
     /// The sender's clock, in units of its own; comes back in the reply.
@@ -405,6 +413,8 @@ reasons! {
         BelowCommitted = 6 "the matchpoint is below what is committed",
         /// The replica's disk failed.
         Io = 7 "the replica's disk failed",
+        /// The entries asked for are not there yet.
+        Beyond = 8 "the entries asked for are not there yet",
     }
 }
 
@@ -446,6 +456,9 @@ impl fmt::Display for RejectReason {
             RejectReason::OwnName => f.write_str("the node listening there has the same name"),
             RejectReason::TermAhead { ours } => {
                 write!(f, "this node has seen a newer term than {ours}, the term of the node listening there")
+            }
+            RejectReason::MemberDiffers => {
+                f.write_str("the member list there gives this node another role or region")
             }
             RejectReason::Busy => f.write_str("the node listening there has too many connections"),
             RejectReason::Protocol => f.write_str("the protocol was broken"),

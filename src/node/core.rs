@@ -1,0 +1,327 @@
+//! What every node has, whatever its part in the group: a log, small state, an engine behind an apply worker.
+
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use crate::apply::{Apply, ApplyState};
+use crate::channel::Channel;
+use crate::clock::{Clock, Wait};
+use crate::config::{CheckedConfig, Config, ConfigError};
+use crate::counters::Counters;
+use crate::disk::{Disk, RealDisk};
+use crate::engine::{Engine, EngineError};
+use crate::handshake::Identity;
+use crate::ids::{Position, Term, Vlsn, number};
+use crate::log::{Log, LogConfig, OpenError, Opened};
+use crate::policy::Token;
+use crate::runtime::{Running, Runtime, ThreadRuntime};
+use crate::state::{StateError, StateFile};
+use crate::watermark::Watermark;
+use crate::worker::{Stop, Worker};
+
+/// What a node runs on: the machine, or a simulation of one.
+#[derive(Clone)]
+pub struct Host {
+    /// Time, chance, threads and connections.
+    pub runtime: Arc<dyn Runtime>,
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Host {
+    /// This machine.
+    pub fn machine() -> Host {
+        Host { runtime: Arc::new(ThreadRuntime::new()), disk: Arc::new(RealDisk) }
+    }
+}
+
+/// Why a node did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The configuration can't work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log did not open.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// The small state did not open.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file operation outside the log failed.
+    #[error("can't prepare {path}: {kind}", path = path.display())]
+    Io {
+        /// The path.
+        path: std::path::PathBuf,
+        /// The system's error.
+        kind: std::io::ErrorKind,
+    },
+    /// The engine can't tell where it is.
+    #[error("the engine can't tell what it has applied: {0}")]
+    Engine(EngineError),
+    /// The engine holds entries that the log does not.
+    #[error("the engine has applied VLSN {applied}, but the log ends at {}: they do not belong together; restore both from one copy, or start with an empty engine and directory", number(*.last))]
+    EngineAhead {
+        /// What the engine has.
+        applied: Vlsn,
+        /// Where the log ends.
+        last: Option<Vlsn>,
+    },
+    /// The log begins after what the engine needs next.
+    #[error("the engine has applied only VLSN {}, but the log begins at {oldest}: a snapshot is needed", number(*.applied))]
+    EngineBehind {
+        /// What the engine has.
+        applied: Option<Vlsn>,
+        /// Where the log begins.
+        oldest: Vlsn,
+    },
+    /// The node can't listen.
+    #[error("can't listen at {at}: {kind}")]
+    Listen {
+        /// The address.
+        at: crate::address::Address,
+        /// The system's error.
+        kind: std::io::ErrorKind,
+    },
+    /// The first entry of the term could not be written.
+    #[error("the term could not be opened in the log: {0}")]
+    TermStart(#[from] crate::log::AppendError),
+    /// A node that is to lead is no voter.
+    #[error("{0} is not electable and can't be master")]
+    NotElectable(crate::ids::NodeId),
+}
+
+/// What became of the entry that a token names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// It is committed.
+    Committed,
+    /// Another entry was committed in its place, or a later term began before it: it is gone.
+    RolledBack,
+    /// This node can't tell, yet or any more.
+    Unknown,
+}
+
+/// Why a wait for a token failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It names another group's entry.
+    #[error("the token belongs to another group")]
+    OtherGroup,
+    /// The entry is gone.
+    #[error("the entry was rolled back: term {term} holds VLSN {vlsn} in its place")]
+    RolledBack {
+        /// The place.
+        vlsn: Vlsn,
+        /// The term that holds it, or that began before it.
+        term: Term,
+    },
+    /// The node is closing or stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// A node's common part.
+pub(super) struct Core {
+    pub config: Arc<CheckedConfig>,
+    pub host: Host,
+    pub clock: Arc<dyn Clock>,
+    pub log: Log,
+    pub apply: Arc<ApplyState>,
+    pub counters: Arc<Counters>,
+    pub identity: Identity,
+    pub poison: Arc<Poison>,
+    /// 1 once the apply worker has ended.
+    apply_ended: Arc<Watermark>,
+    workers: Mutex<Vec<Arc<dyn Running>>>,
+}
+
+/// What is opened before it runs.
+pub(super) struct Unstarted {
+    pub core: Core,
+    pub state: StateFile,
+    pub opened: Opened,
+    engine: Box<dyn Engine>,
+}
+
+/// Set once, by the first worker that can't go on. The node takes no further part in its group.
+#[derive(Default)]
+pub(super) struct Poison {
+    reason: OnceLock<Stop>,
+    /// What cuts the node's ties; set when it is put together.
+    sever: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+}
+
+impl Poison {
+    pub fn on_poison(&self, sever: Arc<dyn Fn() + Send + Sync>) {
+        *self.sever.lock() = Some(Arc::clone(&sever));
+        if self.reason.get().is_some() {
+            sever();
+        }
+    }
+
+    pub fn strike(&self, stop: &Stop) {
+        if let Stop::Failed(reason) = stop {
+            if self.reason.set(stop.clone()).is_ok() {
+                log::error!("this node takes no further part in its group: {reason}");
+            }
+            let sever = self.sever.lock().clone();
+            if let Some(sever) = sever {
+                sever();
+            }
+        }
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        self.reason.get().map(Stop::to_string)
+    }
+}
+
+impl Core {
+    /// Opens the directory's log and small state, and checks that the engine belongs to them.
+    pub fn open(
+        config: Config,
+        host: Host,
+        mut engine: Box<dyn Engine>,
+        doubtful: crate::log::DoubtfulTail,
+    ) -> Result<Unstarted, NodeError> {
+        let config = Arc::new(config.check()?);
+        let clock = host.runtime.clock();
+        let io = |error: std::io::Error| NodeError::Io { path: config.dir.clone(), kind: error.kind() };
+        host.disk.create_dir(&config.dir).map_err(io)?;
+        let log_config = LogConfig {
+            dir: config.dir.join("log"),
+            group: config.group,
+            segment_bytes: config.segment_bytes,
+            max_payload: config.max_payload,
+            lazy_flush: config.lazy_flush,
+            doubtful,
+        };
+        // The log's lock covers the whole directory.
+        let (log, opened) = Log::open(Arc::clone(&host.disk), Arc::clone(&clock), log_config)?;
+        let path = config.dir.join("state");
+        let incarnation = host.runtime.random();
+        let state = StateFile::open_or_create(&*host.disk, &path, config.group, &config.node, incarnation)?;
+        let identity = Identity { incarnation: state.incarnation(), session: host.runtime.random() };
+        let applied = engine.applied().map_err(NodeError::Engine)?;
+        let last = log.last().map(|last| last.vlsn);
+        if let Some(applied) = applied.filter(|applied| Some(*applied) > last) {
+            return Err(NodeError::EngineAhead { applied, last });
+        }
+        if let Some(oldest) = log.oldest().filter(|oldest| *oldest > Vlsn::after(applied)) {
+            return Err(NodeError::EngineBehind { applied, oldest });
+        }
+        let apply = Arc::new(ApplyState::new(log.known_committed().min(last), applied));
+        let core = Core {
+            config,
+            clock,
+            log,
+            apply,
+            counters: Arc::default(),
+            identity,
+            poison: Arc::default(),
+            apply_ended: Arc::new(Watermark::new(0)),
+            workers: Mutex::default(),
+            host,
+        };
+        Ok(Unstarted { core, state, opened, engine })
+    }
+
+    /// Runs a worker until the node closes; its failure poisons the node.
+    pub fn spawn(&self, name: &str, worker: impl Worker + 'static, channels: Vec<Arc<dyn Channel>>) -> Arc<dyn Running> {
+        let poison = Arc::clone(&self.poison);
+        let on_end = Box::new(move |stop: &Stop| poison.strike(stop));
+        let running = self.host.runtime.spawn(name.to_owned(), Box::new(worker), channels, on_end);
+        self.workers.lock().push(Arc::clone(&running));
+        running
+    }
+
+    /// Starts what every node runs: the log's flusher and the apply worker.
+    fn start(&self, engine: Box<dyn Engine>) {
+        self.spawn("log-flush", self.log.flusher(), Vec::new());
+        let apply = Apply::new(
+            self.log.clone(),
+            engine,
+            Arc::clone(&self.apply),
+            Arc::clone(&self.clock),
+            self.config.checkpoint_every,
+        );
+        let (poison, ended) = (Arc::clone(&self.poison), Arc::clone(&self.apply_ended));
+        let on_end = Box::new(move |stop: &Stop| {
+            ended.advance(1);
+            poison.strike(stop);
+        });
+        let running = self.host.runtime.spawn("apply".to_owned(), Box::new(apply), Vec::new(), on_end);
+        self.workers.lock().push(running);
+    }
+
+    /// The term of the entry that holds `vlsn` here, if the log still tells.
+    fn term_at(&self, vlsn: Vlsn) -> Option<Term> {
+        let base = self.log.base().map(|base: Position| base.vlsn);
+        if Some(vlsn) < base || self.log.last().is_none_or(|last| vlsn > last.vlsn) {
+            return None;
+        }
+        if let Some(base) = self.log.base().filter(|base| base.vlsn == vlsn) {
+            return Some(base.term);
+        }
+        self.log.term_history().iter().rev().find(|span| span.first <= vlsn).map(|span| span.term)
+    }
+
+    /// What became of a token's entry, as far as this node knows. Does not block.
+    pub fn ask(&self, token: &Token) -> Answer {
+        if token.group != self.config.group {
+            return Answer::Unknown;
+        }
+        let committed = Vlsn::new(self.apply.committed.get());
+        let later_term = self.log.term_history().into_iter().find(|span| span.term > token.term);
+        if later_term.is_some_and(|span| span.first <= token.vlsn && Some(span.first) <= committed) {
+            return Answer::RolledBack;
+        }
+        if Some(token.vlsn) > committed {
+            return Answer::Unknown;
+        }
+        match self.term_at(token.vlsn) {
+            Some(term) if term == token.term => Answer::Committed,
+            Some(_) => Answer::RolledBack,
+            None => Answer::Unknown,
+        }
+    }
+
+    /// Waits until this node's engine shows the token's entry.
+    pub fn wait_for(&self, token: &Token, wait: Wait) -> Result<bool, TokenError> {
+        if token.group != self.config.group {
+            return Err(TokenError::OtherGroup);
+        }
+        if !self.apply.applied.wait(token.vlsn.get(), wait).map_err(|_closed| TokenError::Stopped)? {
+            return Ok(false);
+        }
+        match self.term_at(token.vlsn) {
+            Some(term) if term != token.term => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
+            _ => Ok(true),
+        }
+    }
+
+    /// Ends apply, the log and all workers. The node's own connections have been ended before.
+    pub fn close(&self, wait: Wait) {
+        self.apply.close();
+        // A closed watermark can't fail this wait: it is never closed.
+        let _ended = self.apply_ended.wait(1, wait);
+        self.log.on_flushed(None);
+        self.apply.on_advance(None);
+        if let Err(error) = self.log.close() {
+            log::warn!("the log closed with an error: {error}");
+        }
+        self.apply.applied.close();
+        for worker in self.workers.lock().drain(..) {
+            worker.join();
+        }
+    }
+}
+
+impl Unstarted {
+    /// Starts the common workers.
+    pub fn start(self) -> (Core, StateFile) {
+        self.core.start(self.engine);
+        (self.core, self.state)
+    }
+}
