@@ -441,3 +441,6 @@ impl fmt::Debug for CommitGates {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod entry;
 pub mod ids;
 pub mod log;
+pub mod matchpoint;
 pub mod members;
 #[cfg_attr(not(feature = "planted"), allow(dead_code, reason = "only the feature switches bugs on"))]
 pub mod planted;
