@@ -29,8 +29,8 @@ pub enum BadHistory {
 }
 
 impl History {
-    /// The history of a log with these terms, that ends at `last` and begins behind `base`. This is the order in which
-    /// [`spans`](History::spans) of one node becomes a history at another: there `base` is `None`.
+    /// The history of a log with these terms, that begins behind `base` and ends at `last`. For a history that a peer
+    /// sent as its [`spans`](History::spans), `base` is `None`: the spans begin at it.
     ///
     /// # Errors
     /// [`BadHistory`], as lists come from peers.

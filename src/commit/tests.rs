@@ -193,6 +193,15 @@ fn a_closed_gate_says_why_and_what_was_satisfied_stays_so() {
 }
 
 #[test]
+fn a_degraded_rule_does_not_hide_that_the_gates_were_closed() {
+    let gates = gates();
+    assert_eq!(poll(&gates, 12, ONE_DURABLE, 1), Some(Outcome::Degraded));
+    gates.close(End::Deposed);
+    let told = gates.wait(&ticket(13, ONE_DURABLE), at(1), Wait::Now);
+    assert!(matches!(told, Err(CommitError::Deposed(_))), "{told:?}");
+}
+
+#[test]
 fn another_terms_entry_of_the_same_vlsn_is_not_taken_for_this_one() {
     let gates = gates();
     let mut old = ticket(5, Policy::MAJORITY);
