@@ -293,7 +293,7 @@ impl CommitGates {
         let gate = self.gate(rule).map_err(|TooManyRules| CommitError::TooManyRules(ticket.token))?;
         let (wait, due) = match ticket.policy {
             Policy::SemiSync { timeout, .. } if !gate.has(vlsn) => {
-                if gate.passes_unwaited(vlsn, now, timeout) {
+                if self.ended.get().is_none() && gate.passes_unwaited(vlsn, now, timeout) {
                     return Ok(Some(Outcome::Degraded));
                 }
                 let due = ticket.since + timeout;
@@ -441,3 +441,6 @@ impl fmt::Debug for CommitGates {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,92 @@ impl Progress {
         number(tip).saturating_sub(number(self.positions.received))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn positions([received, durable, applied, checkpointed]: [u64; 4]) -> Positions {
+        let v = Vlsn::new;
+        Positions {
+            received: v(received),
+            durable: v(durable),
+            applied: v(applied),
+            checkpointed: v(checkpointed),
+        }
+    }
+
+    fn started(sent: u64) -> Progress {
+        let mut progress = Progress::new(Vlsn::new(2));
+        progress.sending(Vlsn::new(sent).unwrap());
+        progress
+    }
+
+    #[test]
+    fn acks_above_sent_are_refused() {
+        let mut progress = started(5);
+        let error = progress.acknowledge(positions([6, 0, 0, 0])).unwrap_err();
+        assert_eq!(error.to_string(), "the replica acknowledges VLSN 6 as received, but only 5 was sent");
+        assert_eq!(progress.positions().received, Vlsn::new(2), "nothing of it was taken");
+    }
+
+    #[test]
+    fn acks_that_contradict_themselves_are_refused() {
+        for bad in [[4, 5, 0, 0], [4, 0, 5, 0], [4, 0, 2, 3]] {
+            let error = started(5).acknowledge(positions(bad)).unwrap_err();
+            assert!(matches!(error, AckError::Disordered { .. }), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_ack_never_falls_on_one_connection() {
+        let mut progress = started(5);
+        assert_eq!(progress.acknowledge(positions([4, 4, 3, 3])), Ok(true));
+        assert_eq!(progress.acknowledge(positions([4, 4, 3, 3])), Ok(false));
+        for lower in [[3, 3, 3, 3], [4, 3, 3, 3], [4, 4, 2, 2], [4, 4, 3, 2]] {
+            let error = progress.acknowledge(positions(lower)).unwrap_err();
+            assert!(matches!(error, AckError::Fell { .. }), "{lower:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_connection_starts_at_what_was_proved_and_nothing_of_it_is_durable_yet() {
+        let progress = Progress::new(Vlsn::new(7));
+        assert_eq!(progress.sent(), Vlsn::new(7));
+        assert_eq!(progress.positions(), positions([7, 0, 0, 0]));
+        assert_eq!(progress.lag_entries(Vlsn::new(10)), 3);
+        assert_eq!(Progress::new(None).lag_entries(Vlsn::new(10)), 10);
+    }
+
+    #[test]
+    fn an_entry_applied_ahead_of_its_flush_counts_for_no_higher_level() {
+        let ahead = positions([9, 5, 8, 8]);
+        assert_eq!(ahead.at(Level::Received), Vlsn::new(9));
+        assert_eq!(ahead.at(Level::Applied), Vlsn::new(5));
+        assert_eq!(ahead.at(Level::Checkpointed), Vlsn::new(5));
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_consistent_acks_are_taken(acks in prop::collection::vec(prop::array::uniform4(0_u64..8), 0..20)) {
+            let mut progress = Progress::new(None);
+            let mut naive = [0_u64; 4];
+            for (sent, ack) in (1_u64..).zip(acks) {
+                progress.sending(Vlsn::new(sent).unwrap());
+                let [received, durable, applied, checkpointed] = ack;
+                let sound = received <= sent
+                    && durable <= received
+                    && applied <= received
+                    && checkpointed <= applied
+                    && ack.iter().zip(naive).all(|(new, old)| *new >= old);
+                prop_assert_eq!(progress.acknowledge(positions(ack)).ok(), sound.then_some(ack != naive));
+                if sound {
+                    naive = ack;
+                }
+                prop_assert_eq!(progress.positions(), positions(naive));
+            }
+        }
+    }
+}

@@ -194,3 +194,188 @@ impl fmt::Display for Describe<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn voter(name: &str, region: &str, at: Option<u64>) -> Voter {
+        let acks = at.map(|at| {
+            let at = Vlsn::new(at);
+            Positions { received: at, durable: at, applied: at, checkpointed: at }
+        });
+        Voter { id: NodeId::new(name).unwrap(), region: region.into(), acks }
+    }
+
+    /// What voters at these positions agree on, in regions named by one letter; the master comes first.
+    fn agree(quorum: Quorum, voters: &[(&str, Option<u64>)]) -> u64 {
+        let all: Vec<Voter> = voters.iter().map(|(region, at)| voter("n", region, *at)).collect();
+        number(agreed(Rule { quorum, level: Level::Durable }, &all[0], &all[1..]))
+    }
+
+    #[test]
+    fn an_unconnected_voter_blocks_all_but_not_majority() {
+        let voters = [("", Some(9)), ("", Some(7)), ("", None)];
+        assert_eq!(agree(Quorum::All, &voters), 0);
+        assert_eq!(agree(Quorum::Majority, &voters), 7);
+        assert_eq!(agree(Quorum::Acks(1), &voters), 7);
+        assert_eq!(agree(Quorum::Acks(2), &voters), 0);
+    }
+
+    #[test]
+    fn the_masters_own_flush_bounds_every_quorum() {
+        let voters = [("a", Some(3)), ("b", Some(9)), ("c", Some(9))];
+        for quorum in [Quorum::Acks(0), Quorum::Acks(2), Quorum::Majority, Quorum::All, Quorum::Regions(2)] {
+            assert_eq!(agree(quorum, &voters), 3, "{quorum}");
+        }
+    }
+
+    #[test]
+    fn region_quorum_needs_a_second_region() {
+        let voters = [("eu", Some(9)), ("eu", Some(8)), ("us", Some(4)), ("us", None), ("eu", Some(7))];
+        assert_eq!(agree(Quorum::Majority, &voters), 7);
+        assert_eq!(agree(Quorum::Regions(1), &voters), 7);
+        assert_eq!(agree(Quorum::Regions(2), &voters), 4);
+        assert_eq!(agree(Quorum::Regions(3), &voters), 0);
+        assert_eq!(agree(Quorum::Regions(2), &[("eu", Some(9)), ("", Some(8)), ("", Some(8))]), 0);
+    }
+
+    #[test]
+    fn a_group_of_one_agrees_with_itself_and_has_no_ack_to_offer() {
+        assert_eq!(agree(Quorum::Majority, &[("", Some(5))]), 5);
+        assert_eq!(agree(Quorum::All, &[("", Some(5))]), 5);
+        assert_eq!(agree(Quorum::Acks(1), &[("", Some(5))]), 0);
+        assert_eq!(agree(Quorum::Acks(255), &[("", Some(5))]), 0);
+    }
+
+    #[test]
+    fn committed_never_counts_an_entry_of_an_earlier_term_by_itself() {
+        let (master, others) = (voter("a", "", Some(9)), [voter("b", "", Some(6)), voter("c", "", None)]);
+        let in_term = |start| agreed_in_term(Rule::COMMITTED, &master, &others, Vlsn::new(start).unwrap());
+        assert_eq!(in_term(7), None, "6 was written in an earlier term");
+        assert_eq!(in_term(6), Vlsn::new(6));
+    }
+
+    #[test]
+    fn the_first_gate_counts_connections_and_regions() {
+        let (master, others) =
+            (voter("a", "eu", Some(9)), [voter("b", "eu", Some(0)), voter("c", "us", None)]);
+        let refusal = |quorum| reachable(Rule { quorum, level: Level::Received }, &master, &others).err();
+        assert_eq!(refusal(Quorum::Majority), None);
+        assert_eq!(refusal(Quorum::Acks(1)), None);
+        assert_eq!(refusal(Quorum::Acks(2)).map(|e| (e.needed, e.connected)), Some((3, 2)));
+        assert_eq!(refusal(Quorum::All).map(|e| (e.needed, e.connected)), Some((3, 2)));
+        assert_eq!(
+            refusal(Quorum::Regions(2)).map(|e| e.to_string()).as_deref(),
+            Some(
+                "nothing was written: majority in 2 regions received needs 2 voters with the master, \
+                 and 2 are connected, in 1 regions"
+            )
+        );
+    }
+
+    #[test]
+    fn a_quorum_is_drawn_with_who_is_where() {
+        let (master, others) = (voter("a", "", Some(9)), [voter("b", "", None), voter("c", "", Some(7))]);
+        let text = Describe { rule: Rule::COMMITTED, master: &master, others: &others }.to_string();
+        let expected = format!(
+            "majority durable: 7\n* a            {}> 9\n  c            > 7\n  b            ? not connected\n",
+            "=".repeat(24)
+        );
+        assert_eq!(text, expected);
+    }
+
+    /// Tries every position from the top, and counts who has it.
+    fn naive(rule: Rule, master: &Voter, others: &[Voter]) -> u64 {
+        let has = |voter: &&Voter, vlsn: u64| voter.at(rule.level) >= vlsn;
+        let satisfied = |vlsn: u64| {
+            let acks = others.iter().filter(|voter| has(voter, vlsn)).count();
+            let mut regions: Vec<&str> = std::iter::once(master)
+                .chain(others)
+                .filter(|voter| has(voter, vlsn))
+                .map(|voter| voter.region.as_str())
+                .filter(|region| !region.is_empty())
+                .collect();
+            regions.sort_unstable();
+            regions.dedup();
+            let majority = 2 * (acks + 1) > others.len() + 1;
+            has(&master, vlsn)
+                && match rule.quorum {
+                    Quorum::Acks(n) => acks >= usize::from(n),
+                    Quorum::Majority => majority,
+                    Quorum::All => acks == others.len(),
+                    Quorum::Regions(n) => majority && regions.len() >= usize::from(n),
+                }
+        };
+        (1..=12).rev().find(|vlsn| satisfied(*vlsn)).unwrap_or(0)
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let quorum = prop_oneof![
+            (0_u8..5).prop_map(Quorum::Acks),
+            Just(Quorum::Majority),
+            Just(Quorum::All),
+            (0_u8..4).prop_map(Quorum::Regions),
+        ];
+        let level =
+            prop::sample::select(vec![Level::Received, Level::Durable, Level::Applied, Level::Checkpointed]);
+        (quorum, level).prop_map(|(quorum, level)| Rule { quorum, level })
+    }
+
+    fn any_voter() -> impl Strategy<Value = Voter> {
+        let acks = prop::option::of(prop::array::uniform4(0_u64..12).prop_map(|[r, d, a, c]| Positions {
+            received: Vlsn::new(r),
+            durable: Vlsn::new(d),
+            applied: Vlsn::new(a),
+            checkpointed: Vlsn::new(c),
+        }));
+        let region = prop::sample::select(vec!["", "eu", "us", "ap"]);
+        (region, acks).prop_map(|(region, acks)| Voter { acks, ..voter("n", region, None) })
+    }
+
+    proptest! {
+        #[test]
+        fn agreed_is_what_counting_every_position_finds(
+            rule in any_rule(),
+            master in any_voter(),
+            others in prop::collection::vec(any_voter(), 0..8),
+        ) {
+            prop_assert_eq!(number(agreed(rule, &master, &others)), naive(rule, &master, &others));
+        }
+
+        #[test]
+        fn what_is_agreed_on_was_reachable(
+            rule in any_rule(),
+            master in any_voter(),
+            others in prop::collection::vec(any_voter(), 0..8),
+        ) {
+            if agreed(rule, &master, &others).is_some() {
+                prop_assert_eq!(reachable(rule, &master, &others), Ok(()));
+            }
+        }
+
+        #[test]
+        fn the_largest_group_fits(at in prop::collection::vec(1_u64..100, 63)) {
+            let others: Vec<Voter> = at.iter().map(|at| voter("n", "", Some(*at))).collect();
+            let master = voter("m", "", Some(100));
+            let mut sorted = at.clone();
+            sorted.sort_unstable();
+            // 33 of 64: the master and the 32 best of the others.
+            prop_assert_eq!(number(agreed(Rule::COMMITTED, &master, &others)), sorted[63 - 32]);
+        }
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_planted_bug_counts_entries_that_the_master_has_not_flushed() {
+        let unflushed = Positions { received: Vlsn::new(9), ..Positions::NONE };
+        let master = Voter { acks: Some(unflushed), ..voter("a", "", None) };
+        let others = [voter("b", "", Some(9)), voter("c", "", None)];
+        assert_eq!(agreed(Rule::COMMITTED, &master, &others), None);
+        planted::plant(Some(Bug::MasterNotInQuorum));
+        assert_eq!(agreed(Rule::COMMITTED, &master, &others), Vlsn::new(9));
+        planted::plant(None);
+    }
+}

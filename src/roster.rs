@@ -108,3 +108,63 @@ impl Roster {
         self.others.get_mut(seat.voter).filter(|voter| current && voter.acks.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::members::{Member, Role};
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn roster() -> Roster {
+        let secondary = Member { role: Role::Secondary, ..Member::electable(id("s")) };
+        let mut list: Vec<Member> = ["a", "b", "c"].map(|name| Member::electable(id(name))).into();
+        list.push(secondary);
+        let mut roster = Roster::new(&Members::new(list).unwrap(), &id("a")).unwrap();
+        roster.master_at(durable(9));
+        roster
+    }
+
+    fn durable(at: u64) -> Positions {
+        Positions { received: Vlsn::new(at), durable: Vlsn::new(at), ..Positions::NONE }
+    }
+
+    fn committed(roster: &Roster) -> u64 {
+        number(roster.agreed(Rule::COMMITTED, Vlsn::FIRST))
+    }
+
+    #[test]
+    fn acks_of_an_ended_connection_count_for_nothing() {
+        let mut roster = roster();
+        let seat = roster.join(&id("b")).unwrap();
+        assert!(roster.acknowledge(seat, durable(5)));
+        assert_eq!(committed(&roster), 5);
+        roster.leave(seat);
+        assert_eq!(committed(&roster), 0);
+        assert!(!roster.acknowledge(seat, durable(6)));
+        assert!(roster.join(&id("b")).is_some());
+        assert_eq!(committed(&roster), 0, "a new connection starts with nothing");
+    }
+
+    #[test]
+    fn the_end_of_an_old_connection_does_not_end_the_newer_one() {
+        let mut roster = roster();
+        let old = roster.join(&id("b")).unwrap();
+        let new = roster.join(&id("b")).unwrap();
+        assert!(roster.acknowledge(new, durable(4)));
+        assert!(!roster.acknowledge(old, durable(9)));
+        roster.leave(old);
+        assert_eq!(committed(&roster), 4);
+    }
+
+    #[test]
+    fn only_other_voters_have_a_seat() {
+        let mut roster = roster();
+        for name in ["a", "s", "stranger"] {
+            assert_eq!(roster.join(&id(name)), None, "{name}");
+        }
+        assert_eq!(roster.voters().count(), 3);
+    }
+}
