@@ -68,7 +68,7 @@ counters! {
     frames_received,
     /// Bytes of these frames.
     bytes_received,
-    /// Acks received from replicas.
+    /// Acks received from replicas, or sent to the master.
     acks,
     /// Commits that ended as committed.
     committed,

@@ -3,9 +3,9 @@
 //! The replica sends [`Syncup`]; the master answers [`Matchpoint`], [`NeedSnapshot`] or [`Behind`]; the replica compares
 //! the CRC of its own entry there, cuts what it has beyond, and states by its first ack what it proved to have.
 
-use crate::ids::{Position, Vlsn};
+use crate::ids::{Position, Term, Vlsn};
 use crate::log::scanner::ScanError;
-use crate::matchpoint::{History, Verdict, matchpoint};
+use crate::matchpoint::{BadHistory, History, Standing, Verdict, matchpoint};
 use crate::wire::message::{Behind, Matchpoint, NeedSnapshot, Syncup};
 
 /// What the master answers.
@@ -19,21 +19,33 @@ pub enum Answer {
     Behind(Behind),
 }
 
-/// The master's half: `ours` is its log's history, and `position_at` reads one of its entries.
+/// Why a syncup has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// What the replica told of its log makes no sense.
+    #[error(transparent)]
+    History(#[from] BadHistory),
+    /// The master can't read its own entry at the matchpoint.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+}
+
+/// The half of a master that leads in `term`: `ours` is its log's history, and `position_at` reads one of its entries.
 ///
 /// # Errors
-/// [`ScanError`], if the master can't read its entry at the matchpoint.
+/// [`AnswerError`].
 pub fn answer(
     ours: &History,
+    term: Term,
     asked: &Syncup,
     position_at: impl FnOnce(Vlsn) -> Result<Position, ScanError>,
-) -> Result<Answer, ScanError> {
-    let theirs = History { spans: asked.history.clone(), last: asked.last, oldest: asked.oldest };
-    Ok(match matchpoint(ours, &theirs) {
+) -> Result<Answer, AnswerError> {
+    let theirs = History::new(None, &asked.history, asked.last.map(|last| last.vlsn))?;
+    Ok(match matchpoint(ours, &theirs, Standing::Leads(term)) {
         Verdict::Match(None) => Answer::Match(Matchpoint { at: None }),
         Verdict::Match(Some((_, vlsn))) => Answer::Match(Matchpoint { at: Some(position_at(vlsn)?) }),
-        Verdict::NeedSnapshot { oldest } => Answer::NeedSnapshot(NeedSnapshot { oldest }),
-        Verdict::Behind => Answer::Behind(Behind { last: ours.last.map(|last| last.vlsn) }),
+        Verdict::NeedSnapshot { oldest } => Answer::NeedSnapshot(NeedSnapshot { oldest: Some(oldest) }),
+        Verdict::Behind => Answer::Behind(Behind { last: ours.last() }),
     })
 }
 

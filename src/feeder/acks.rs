@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::channel::ReceiveBuffer;
 use crate::clock::{Clock, Deadline, Wait};
 use crate::commit::CommitGates;
-use crate::feeder::connection::{Connection, FeedError, FeederState};
+use crate::feeder::connection::{Connection, FeedError};
+use crate::feeder::status::FeederState;
 use crate::feeder::hub::Hub;
 use crate::feeder::output::{FeederOut, Output};
 use crate::handshake::{Identity, judge_hello};
@@ -16,7 +17,7 @@ use crate::planted::{Bug, active};
 use crate::progress::{Positions, Progress};
 use crate::roster::Seat;
 use crate::runtime::Running;
-use crate::syncup::{self, Answer};
+use crate::syncup::{self, Answer, AnswerError};
 use crate::wire::encode_entries_head;
 use crate::wire::message::{Ack, Capabilities, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup};
 use crate::worker::{Step, Stop, Worker};
@@ -174,7 +175,8 @@ impl FeederAcks {
 
     fn sync_up(&mut self, node: NodeId, capabilities: Capabilities, asked: &Syncup) -> Result<(), FeedError> {
         let source = self.hub.source();
-        match syncup::answer(&source.history(), asked, |vlsn| source.position_at(vlsn))? {
+        let history = source.history().map_err(AnswerError::History)?;
+        match syncup::answer(&history, self.hub.term(), asked, |vlsn| source.position_at(vlsn))? {
             Answer::Match(matchpoint) => {
                 let matched = matchpoint.at.map(|at| at.vlsn);
                 // From here on the entries that it needs stay.
@@ -239,7 +241,7 @@ impl FeederAcks {
         } else if !self.connection.progress.lock().acknowledge(positions)? {
             return Ok(());
         }
-        self.hub.counters().ack_received();
+        self.hub.counters().acks.one();
         self.connection.note_received(positions.received);
         self.hub.source().pin(node.as_str(), Vlsn::after(positions.durable));
         if let Some(seat) = self.seat {

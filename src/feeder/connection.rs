@@ -10,53 +10,12 @@ use crate::channel::{Channel, ChannelError};
 use crate::clock::Deadline;
 use crate::feeder::hub::Hub;
 use crate::feeder::output::{InFlight, Output};
+use crate::feeder::status::FeederState;
 use crate::ids::{NodeId, Vlsn, number};
 use crate::log::scanner::ScanError;
 use crate::progress::{AckError, Progress};
 use crate::wire::MessageType;
 use crate::wire::message::{NackReason, RejectReason, WireError};
-
-/// What a feeder is doing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum FeederState {
-    /// Its replica is not connected.
-    Idle,
-    /// Handshake and syncup.
-    Handshaking,
-    /// Sending what the replica missed.
-    CatchingUp,
-    /// At the tip of the log.
-    Streaming,
-    /// Paused by an operator: heartbeats only.
-    Paused,
-    /// Ended.
-    Shutdown,
-}
-
-impl FeederState {
-    const ALL: [FeederState; 6] = [
-        FeederState::Idle,
-        FeederState::Handshaking,
-        FeederState::CatchingUp,
-        FeederState::Streaming,
-        FeederState::Paused,
-        FeederState::Shutdown,
-    ];
-}
-
-impl std::fmt::Display for FeederState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            FeederState::Idle => "idle",
-            FeederState::Handshaking => "handshaking",
-            FeederState::CatchingUp => "catching-up",
-            FeederState::Streaming => "streaming",
-            FeederState::Paused => "paused",
-            FeederState::Shutdown => "shutdown",
-        })
-    }
-}
 
 /// Why a feeder's connection ended.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -79,6 +38,9 @@ pub enum FeedError {
     /// The log could not be read for it.
     #[error(transparent)]
     Scan(#[from] ScanError),
+    /// What it told of its log makes no sense, or our own can't be read.
+    #[error(transparent)]
+    Answer(#[from] crate::syncup::AnswerError),
     /// An ack that can't be true.
     #[error(transparent)]
     Ack(#[from] AckError),
@@ -219,10 +181,10 @@ impl Connection {
         self.in_flight.lock().received(upto);
     }
 
-    /// How long ago the oldest entry that the replica has not acknowledged was appended; `None` if it has all that was
-    /// sent.
-    pub fn lag_micros(&self, now_micros: u64) -> Option<u64> {
-        self.in_flight.lock().oldest_micros().map(|then| now_micros.saturating_sub(then))
+    /// The age of the oldest entry that was sent and not acknowledged.
+    pub fn lag_time(&self, now_micros: u64) -> Duration {
+        let oldest = self.in_flight.lock().oldest_micros();
+        oldest.map_or(Duration::ZERO, |then| Duration::from_micros(now_micros.saturating_sub(then)))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -12,12 +13,13 @@ use crate::commit::{CommitGates, End};
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
 use crate::feeder::acks::FeederAcks;
-use crate::feeder::connection::{Connection, FeedError, FeederState};
+use crate::feeder::connection::{Connection, FeedError};
 use crate::feeder::output::Pumped;
+use crate::feeder::status::{FeederState, ReplicaStats};
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Position, Term, Vlsn, number};
 use crate::log::scanner::{LogScanner, Run, ScanError};
-use crate::matchpoint::History;
+use crate::matchpoint::{BadHistory, History};
 use crate::members::Health;
 use crate::policy::{Level, Policy};
 use crate::progress::Positions;
@@ -34,8 +36,11 @@ pub trait Source: Send + Sync {
     fn scanner(&self) -> Box<dyn LogScanner>;
     /// The last entry.
     fn last(&self) -> Option<Vlsn>;
-    /// The terms that the log holds, its last entry, and its oldest.
-    fn history(&self) -> History;
+    /// The terms that the log holds.
+    ///
+    /// # Errors
+    /// [`BadHistory`], if what the log tells of itself makes no sense.
+    fn history(&self) -> Result<History, BadHistory>;
     /// The term and CRC of one entry.
     ///
     /// # Errors
@@ -97,35 +102,6 @@ struct Known {
     paused: bool,
     seen: Deadline,
     ended: Option<FeedError>,
-}
-
-/// One replica's state, for people and programs.
-#[derive(Clone, Debug)]
-pub struct ReplicaStatus {
-    /// Its name.
-    pub node: NodeId,
-    /// Its region.
-    pub region: String,
-    /// What its feeder does.
-    pub state: FeederState,
-    /// How it fares.
-    pub health: Health,
-    /// The last entry sent to it on this connection.
-    pub sent: Option<Vlsn>,
-    /// What it acknowledged.
-    pub positions: Positions,
-    /// Entries that it does not have yet.
-    pub lag_entries: u64,
-    /// About how many bytes those are.
-    pub lag_bytes: u64,
-    /// The age of the oldest entry sent and not acknowledged, in microseconds.
-    pub lag_micros: u64,
-    /// Since when it is connected.
-    pub connected_since: Option<Deadline>,
-    /// When it was last heard.
-    pub last_seen: Option<Deadline>,
-    /// Why its last connection ended.
-    pub last_error: Option<FeedError>,
 }
 
 /// How a hub is made.
@@ -463,8 +439,8 @@ impl Hub {
     }
 
     /// All members but this node, connected or not.
-    pub fn status(&self) -> Vec<ReplicaStatus> {
-        let now_micros = self.clock.wall_micros();
+    pub fn status(&self) -> Vec<ReplicaStats> {
+        let (now, now_micros) = (self.clock.now(), self.clock.wall_micros());
         let tip = self.source.last();
         let registry = self.registry.lock();
         let others = self.config.members.iter().filter(|member| member.id != self.config.node);
@@ -488,8 +464,9 @@ impl Hub {
                     _ if lag_entries > self.config.lag_limit => Health::Lagging,
                     _ => Health::Healthy,
                 };
-                ReplicaStatus {
-                    node: member.id.clone(),
+                let ago = |then: Deadline| now - then;
+                ReplicaStats {
+                    id: member.id.clone(),
                     region: member.region.clone(),
                     state,
                     health,
@@ -497,10 +474,10 @@ impl Hub {
                     positions,
                     lag_entries,
                     lag_bytes: self.source.bytes_after(positions.received),
-                    lag_micros: connection.and_then(|c| c.lag_micros(now_micros)).unwrap_or(0),
-                    connected_since: connection.map(|connection| connection.since),
-                    last_seen: connection.map(|c| c.seen()).or(known.map(|known| known.seen)),
-                    last_error: known.and_then(|known| known.ended.clone()),
+                    lag_time: connection.map_or(Duration::ZERO, |c| c.lag_time(now_micros)),
+                    connected_for: connection.map(|connection| ago(connection.since)),
+                    last_seen: connection.map(|c| c.seen()).or(known.map(|known| known.seen)).map(ago),
+                    last_error: known.and_then(|known| known.ended.as_ref()).map(FeedError::to_string),
                 }
             })
             .collect()

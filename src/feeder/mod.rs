@@ -10,11 +10,13 @@ mod acks;
 mod connection;
 mod hub;
 mod output;
+mod status;
 
 use std::sync::{Arc, Weak};
 
-pub use connection::{FeedError, FeederState};
-pub use hub::{ReplicaStatus, Source};
+pub use connection::FeedError;
+pub use hub::Source;
+pub use status::{FeederState, ReplicaStats};
 
 use crate::channel::Channel;
 use crate::clock::Wait;
@@ -118,7 +120,7 @@ impl Feeders {
     }
 
     /// Every other member and how its feeder stands.
-    pub fn status(&self) -> Vec<ReplicaStatus> {
+    pub fn status(&self) -> Vec<ReplicaStats> {
         self.hub.status()
     }
 

@@ -8,7 +8,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use crate::clock::{Clock, Deadline, Wait};
-use crate::feeder::connection::{Connection, FeedError, FeederState};
+use crate::feeder::connection::{Connection, FeedError};
+use crate::feeder::status::FeederState;
 use crate::feeder::hub::Hub;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
@@ -110,7 +111,8 @@ impl Output {
         if !sent {
             return Ok(Pumped::NoRoom);
         }
-        hub.counters().frame_sent(run.len_bytes() as u64);
+        hub.counters().frames_sent.one();
+        hub.counters().bytes_sent.add(run.len_bytes() as u64);
         assert!(Some(last) > self.sent, "a feeder sent VLSN {last} after {:?}", self.sent);
         self.sent = Some(last);
         self.note_frame(hub.clock().now());

@@ -3,22 +3,27 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::address::Address;
 use crate::channel::Channel;
-use crate::clock::Wait;
+use crate::clock::{Stopwatch, Wait};
 use crate::commit::{CommitError, CommitGates, Mastership, Refused, Ticket};
 use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
 use crate::entry::{EntryKind, NewEntry};
-use crate::feeder::{Committing, Feeders, Feeding, Others, ReplicaStatus};
-use crate::ids::{NodeId, Position, Term, Vlsn};
-use crate::log::{AppendError, DoubtfulTail, FlushError, Pruned, PruneError, TermSpan};
+use crate::feeder::{Committing, Feeders, Feeding, Others, ReplicaStats};
+use crate::ids::{NodeId, Position, Term, TermSpan, Vlsn};
+use crate::log::{AppendError, DoubtfulTail, FlushError, Pruned, PruneError};
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::node::dispatch::Dispatch;
 use crate::node::source::NodeSource;
 use crate::planted::{Bug, active};
 use crate::policy::{Level, Outcome, Policy, Token};
+use crate::histogram::Histogram;
+use crate::members::Health;
 use crate::progress::Positions;
+use crate::stats::Stats;
 use crate::worker::Stop;
 
 /// Why nothing was appended.
@@ -33,6 +38,13 @@ pub enum WriteRefused {
     /// The kind belongs to quorate itself.
     #[error("entries of kind {0} are written by quorate only; use DATA or a kind of 128 and above")]
     ReservedKind(EntryKind),
+}
+
+impl WriteRefused {
+    /// Whether the same append may go through later without anybody's help: too few replicas are connected now.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, WriteRefused::Refused(Refused::Insufficient(_)))
+    }
 }
 
 /// Why a write did not end in an outcome.
@@ -55,6 +67,7 @@ pub struct Master {
     term: Term,
     address: Option<Address>,
     closer: Option<Arc<dyn Fn() + Send + Sync>>,
+    latency: Mutex<Histogram>,
     closed: AtomicBool,
 }
 
@@ -105,7 +118,7 @@ impl Master {
         core.spawn("commit-tell", feeders.teller(), Vec::new());
         core.log.request_flush(term_start);
         let mut master =
-            Master { core, feeders, term, address: None, closer: None, closed: AtomicBool::new(false) };
+            Master { core, feeders, term, address: None, closer: None, latency: Mutex::default(), closed: AtomicBool::new(false) };
         if let Some(at) = master.core.config.listen.clone() {
             let listener = master.core.host.runtime.listen(&at);
             let listener = listener.map_err(|error| NodeError::Listen { at, kind: error.kind() })?;
@@ -187,13 +200,17 @@ impl Master {
         if let Some(rule) = ticket.policy.rule() {
             self.hasten(ticket.token.vlsn, rule.level, commit.others());
         }
+        let waited = Stopwatch::start();
         loop {
             if let Some(outcome) = self.feeders.wait(ticket, wait)? {
-                self.core.counters.committed(outcome);
+                self.core.counters.told(Some(outcome));
+                self.latency.lock().record(waited.elapsed());
                 return Ok(outcome);
             }
             if wait.remaining().is_some_and(|left| left.is_zero()) {
-                return self.feeders.gates().give_up(ticket, self.core.clock.now());
+                let outcome = self.feeders.gates().give_up(ticket, self.core.clock.now());
+                self.core.counters.told(outcome.as_ref().ok().copied());
+                return outcome;
             }
         }
     }
@@ -236,6 +253,30 @@ impl Master {
         self.core.log.prune(floor.min(committed))
     }
 
+    /// How this node and its replicas stand.
+    pub fn stats(&self) -> Stats {
+        let health = if self.poisoned().is_some() || self.fenced().is_some() {
+            Health::Error
+        } else if self.feeders.gates().degraded() {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        };
+        Stats {
+            group: self.core.config.group,
+            node: self.core.config.node.clone(),
+            term: self.term,
+            health,
+            appended: self.last().map(|last| last.vlsn),
+            positions: self.positions(),
+            committed: self.committed(),
+            replicas: self.replicas(),
+            gates: self.feeders.gates().states(),
+            counted: self.core.counters.snapshot(),
+            commit_latency: self.latency.lock().clone(),
+        }
+    }
+
     /// What became of a token's entry, as far as this node knows.
     pub fn ask(&self, token: &Token) -> Answer {
         self.core.ask(token)
@@ -270,7 +311,7 @@ impl Master {
     }
 
     /// Every other member and how it stands.
-    pub fn replicas(&self) -> Vec<ReplicaStatus> {
+    pub fn replicas(&self) -> Vec<ReplicaStats> {
         self.feeders.status()
     }
 

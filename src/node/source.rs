@@ -10,7 +10,7 @@ use crate::feeder::Source;
 use crate::ids::{Position, Vlsn};
 use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Log, Pin};
-use crate::matchpoint::History;
+use crate::matchpoint::{BadHistory, History};
 use crate::progress::Positions;
 
 pub(super) struct NodeSource {
@@ -34,8 +34,8 @@ impl Source for NodeSource {
         self.log.last().map(|last| last.vlsn)
     }
 
-    fn history(&self) -> History {
-        History { spans: self.log.term_history(), last: self.log.last(), oldest: self.log.oldest() }
+    fn history(&self) -> Result<History, BadHistory> {
+        self.log.history()
     }
 
     fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {

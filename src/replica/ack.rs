@@ -150,7 +150,7 @@ impl AckSender {
         let sent = line.send(&Message::Ack(ack(positions)));
         if sent {
             line.acked = positions;
-            self.counters.ack_sent();
+            self.counters.acks.one();
         }
         self.unsent.store(!sent, Ordering::SeqCst);
     }

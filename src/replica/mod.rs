@@ -116,6 +116,9 @@ pub enum FollowError {
     /// The logs contradict each other.
     #[error(transparent)]
     Syncup(#[from] SyncupError),
+    /// This node's log tells terms that do not rise.
+    #[error(transparent)]
+    History(#[from] crate::matchpoint::BadHistory),
     /// This node's log could not be read.
     #[error(transparent)]
     Scan(#[from] ScanError),

@@ -301,8 +301,7 @@ impl Session {
         let ours = Syncup {
             last: shared.log.last(),
             committed: Vlsn::new(shared.apply.committed.get()),
-            oldest: shared.log.oldest(),
-            history: shared.log.term_history(),
+            history: shared.log.history()?.spans().to_vec(),
         };
         if !line.send(&Message::Syncup(ours)) {
             return Err(crate::channel::ChannelError::Closed.into());
@@ -343,7 +342,7 @@ impl Session {
         })?;
         if let Settlement::CutAfter(keep) = settlement {
             let cut = log.truncate_after(keep)?;
-            shared.counters.rolled_back();
+            shared.counters.rollbacks.one();
             log::warn!("cut the log after VLSN {}: {cut:?}", number(keep));
         }
         self.last = log.last();
@@ -362,7 +361,7 @@ impl Session {
         let summary = match self.verify(run) {
             Ok(summary) => summary,
             Err(error) => {
-                shared.counters.damage();
+                shared.counters.damage.one();
                 shared.acks.message(&Message::Nack(nack_of(&error)));
                 return Err(error.into());
             }
@@ -375,7 +374,8 @@ impl Session {
             return Err(FollowError::Term { found: summary.last.term, expected: self.term });
         }
         shared.log.append_run(run, &summary)?;
-        shared.counters.frame_received(run.len() as u64);
+        shared.counters.frames_received.one();
+        shared.counters.bytes_received.add(run.len() as u64);
         self.last = Some(summary.last);
         self.unacked += run.len();
         shared.acks.want(head.durable_wanted, head.applied_wanted);
@@ -480,7 +480,7 @@ impl Worker for Receive {
             return Err(Stop::failed(error));
         }
         self.shared.set_phase(ReplicaState::Resting);
-        self.shared.counters.reconnect();
+        self.shared.counters.reconnects.one();
         // Half the backoff is fixed and half is chance, so that replicas do not return in step.
         let nanos = u64::try_from(self.backoff.as_nanos()).unwrap_or(u64::MAX).max(2);
         let pause = Duration::from_nanos(nanos / 2 + self.shared.runtime.random() % (nanos / 2));

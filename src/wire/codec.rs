@@ -136,7 +136,6 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
         Message::Syncup(m) => {
             put.position(m.last);
             put.vlsn(m.committed);
-            put.vlsn(m.oldest);
             assert!(m.history.len() <= MAX_SPANS, "a term history of {} spans", m.history.len());
             put.u32(m.history.len() as u32);
             for span in &m.history {
@@ -219,7 +218,6 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
         MessageType::Syncup => Message::Syncup(Syncup {
             last: take.position("last")?,
             committed: take.vlsn("committed")?,
-            oldest: take.vlsn("oldest")?,
             history: take.history()?,
         }),
         MessageType::Matchpoint => Message::Matchpoint(Matchpoint { at: take.position("at")? }),

@@ -223,9 +223,8 @@ pub struct Syncup {
     pub last: Option<Position>,
     /// How far it knows the group to be committed.
     pub committed: Option<Vlsn>,
-    /// Its oldest entry.
-    pub oldest: Option<Vlsn>,
-    /// Where each term begins in its log, rising; at most [`MAX_SPANS`].
+    /// Where each term begins in its log, rising; at most [`MAX_SPANS`]. In a log whose beginning was pruned the first
+    /// term begins at the last entry that was.
     pub history: Vec<TermSpan>,
 }
 
