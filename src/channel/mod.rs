@@ -1,10 +1,18 @@
 //! Channels carry frames between two nodes. They know frames and deadlines, not message types.
 
+mod buffer;
+pub mod local;
+mod socket;
+pub mod tcp;
+pub mod unix;
+
 use std::io::IoSlice;
 use std::sync::Arc;
 
 use crate::address::Address;
 use crate::clock::Wait;
+
+pub use buffer::ReceiveBuffer;
 
 /// Who is at the other end, for people and logs; what a peer says of itself is checked by the handshake.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,8 +27,8 @@ pub enum ChannelError {
     /// Closed by the peer or the network in the middle of a frame.
     #[error("the connection ended inside a frame")]
     Truncated,
-    /// The wait ended in the middle of a frame, so the connection was closed.
-    #[error("the peer stopped in the middle of a frame")]
+    /// The wait ended when a part of a frame was sent, so the connection was closed.
+    #[error("the peer stopped taking bytes in the middle of a frame")]
     Stalled,
     /// The bytes are no frame of ours.
     #[error(transparent)]
@@ -30,21 +38,19 @@ pub enum ChannelError {
     Io(std::io::ErrorKind),
 }
 
-/// The buffer that a receiver owns and frames are lent from.
-#[derive(Default)]
-pub struct ReceiveBuffer {}
-
 /// A connection to one peer. One thread sends and one receives at a time; any thread may close.
 pub trait Channel: Send + Sync {
     /// Sends one frame, header first, given in pieces. `false`: there was no room before `wait` ended, and nothing was
-    /// sent. A wait that ends inside a frame closes the channel.
+    /// sent. A wait that ends inside a frame closes the channel, unless the rest is short: up to 4 KiB are kept, and go
+    /// out with the next call of `send` or `receive`, so that a short message can be sent without waiting.
     ///
     /// # Errors
     /// [`ChannelError`]; `Frame` if the frame exceeds the channel's limit: then nothing was sent and the channel lives.
     fn send(&self, frame: &[IoSlice<'_>], wait: Wait) -> Result<bool, ChannelError>;
 
     /// The next frame, header and payload, lent from the caller's buffer, with its header checked and its length within
-    /// the limit. `None`: `wait` ended.
+    /// the limit. `None`: `wait` ended; a part of a frame that has arrived stays in the buffer, so the same buffer goes
+    /// with the channel for all its life.
     ///
     /// # Errors
     /// [`ChannelError`].
