@@ -30,7 +30,7 @@
 //! let mut replicas = Vec::new();
 //! for at in [1, 2] {
 //!     let replica = Replica::open(config(at), Box::new(Counter::default()), host.clone())?;
-//!     let (here, there) = channel::local::pair();
+//!     let (here, there) = channel::local::pair(ids[at].as_str());
 //!     master.accept(here);
 //!     replica.follow(there);
 //!     replicas.push(replica);

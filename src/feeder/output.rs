@@ -14,12 +14,16 @@ use crate::feeder::hub::Hub;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
 use crate::planted::{Bug, active};
-use crate::wire::message::{Capabilities, EntriesHead, Heartbeat, Message};
-use crate::wire::{encode_entries_head};
+use crate::wire::message::{Capabilities, Heartbeat, Message};
+use crate::wire::compress::Compressor;
+use crate::wire::encode_entries_head;
 use crate::worker::{Step, Stop, Worker};
 
 /// Frames whose acks are awaited and whose time is remembered, for lag in time.
 const TIMED_FRAMES: usize = 64;
+
+/// Shorter runs are not worth compressing.
+const COMPRESS_FROM: usize = 4 << 10;
 
 /// What the sending half knows.
 pub(super) struct Output {
@@ -28,7 +32,8 @@ pub(super) struct Output {
     sent: Option<Vlsn>,
     /// Of the next frame.
     sequence: u64,
-    capabilities: Capabilities,
+    /// Present if both sides want it.
+    compressor: Option<Box<Compressor>>,
     /// When the last frame was sent.
     last_sent: Deadline,
     /// Since when the peer takes nothing more.
@@ -55,7 +60,7 @@ impl InFlight {
         InFlight(VecDeque::with_capacity(TIMED_FRAMES))
     }
 
-    fn sent(&mut self, last: Vlsn, timestamp: u64) {
+    pub fn sent(&mut self, last: Vlsn, timestamp: u64) {
         if self.0.len() < TIMED_FRAMES {
             self.0.push_back((last, timestamp));
         }
@@ -83,7 +88,8 @@ impl Output {
         now: Deadline,
     ) -> Output {
         let sent = if active(Bug::ResumeOffByOne) { Some(Vlsn::after(proved)) } else { proved };
-        Output { scanner, sent, sequence, capabilities, last_sent: now, blocked_since: None, scratch: Vec::new() }
+        let compressor = capabilities.contains(Capabilities::LZ4).then(Box::default);
+        Output { scanner, sent, sequence, compressor, last_sent: now, blocked_since: None, scratch: Vec::new() }
     }
 
     /// Sends one frame of what the log has beyond what was sent, at most `max_bytes` (but a whole entry).
@@ -91,14 +97,14 @@ impl Output {
         let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
             return Ok(Pumped::Nothing);
         };
-        let (first, last, timestamp) = (run.first, run.last.vlsn, run.timestamp);
+        let (last, timestamp) = (run.last.vlsn, run.timestamp);
         let head = hub.entries_head(&run);
         // The position is published before the bytes leave: an ack may come back before `send` returns.
         to.note_sent(last, timestamp);
-        let compress = self.capabilities.contains(Capabilities::LZ4) && run.len_bytes() >= message::COMPRESS_FROM;
-        let sent = if compress {
-            message::encode_compressed(&head, hub.term(), self.sequence, run.slices(), &mut self.scratch);
-            to.channel.send(&[IoSlice::new(&self.scratch)], wait)?
+        let compressor = self.compressor.as_mut().filter(|_| run.len_bytes() >= COMPRESS_FROM);
+        let compressed = compressor.and_then(|c| c.frame(hub.term(), self.sequence, &head, run.slices()));
+        let sent = if let Some(frame) = compressed {
+            to.channel.send(&[IoSlice::new(frame)], wait)?
         } else {
             let prefix = encode_entries_head(hub.term(), self.sequence, &head, run.len_bytes());
             let mut slices = [IoSlice::new(&[]); RUN_SLICES + 1];

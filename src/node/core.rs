@@ -32,7 +32,7 @@ pub struct Host {
 impl Host {
     /// This machine.
     pub fn machine() -> Host {
-        Host { runtime: Arc::new(ThreadRuntime::new()), disk: Arc::new(RealDisk) }
+        Host { runtime: Arc::new(ThreadRuntime), disk: Arc::new(RealDisk) }
     }
 }
 

@@ -24,8 +24,9 @@ use crate::runtime::Runtime;
 use crate::state::StateFile;
 use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
+use crate::wire::compress::Expander;
 use crate::wire::message::{
-    Entries, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
+    Capabilities, Entries, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
@@ -147,6 +148,8 @@ struct Session {
     last: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
+    /// Present if batches may come compressed.
+    expander: Option<Expander>,
 }
 
 /// What comes next on a connection. The line moves to the ack sender when the stream begins.
@@ -216,6 +219,7 @@ impl Receive {
             seen: now,
             last,
             unacked: 0,
+            expander: None,
         });
         Ok(Step::Worked)
     }
@@ -240,18 +244,24 @@ impl Session {
         match self.channel.receive(buffer, wait.at_most(due))? {
             Some(frame) => {
                 self.seen = clock.now();
+                let mut expander = self.expander.take();
+                let frame = match &mut expander {
+                    Some(expander) => expander.expand(frame, config.max_frame)?,
+                    None => frame,
+                };
                 let (header, message) = Message::decode(frame)?;
                 if header.sequence != self.expected {
                     return Err(FollowError::Sequence { found: header.sequence, expected: self.expected });
                 }
                 self.expected += 1;
                 self.take(shared, header.term, message)?;
+                self.expander = self.expander.take().or(expander);
             }
             None if clock.now() >= deadline && streaming => return Err(FollowError::Silent(config.peer_timeout)),
             None if clock.now() >= deadline => return Err(FollowError::HandshakeTimeout(config.handshake_timeout)),
             None => return Ok(Step::Idle { due }),
         }
-        if streaming && self.unacked > 0 && (self.unacked >= ACK_EVERY || !buffer.has_frame()) {
+        if streaming && self.unacked > 0 && (self.unacked >= ACK_EVERY || !buffer.buffered()) {
             self.end_burst(shared)?;
         }
         Ok(Step::Worked)
@@ -298,6 +308,7 @@ impl Session {
         self.term = term;
         line.set_term(term);
         self.channel.limit_frames(welcome.max_frame);
+        self.expander = welcome.capabilities.contains(Capabilities::LZ4).then(Expander::default);
         let ours = Syncup {
             last: shared.log.last(),
             committed: Vlsn::new(shared.apply.committed.get()),

@@ -1,7 +1,7 @@
 //! Frames and messages: the bytes between nodes. docs/protocol.md describes them for other implementations.
 
 mod codec;
-#[cfg(feature = "lz4")]
+#[cfg_attr(not(feature = "lz4"), path = "plain.rs")]
 pub mod compress;
 pub mod frame;
 pub mod message;
