@@ -260,6 +260,9 @@ pub enum EntryDamage {
         /// The CRC of its bytes.
         computed: u32,
     },
+    /// The entry is whole, but it does not continue the one before it in the log.
+    #[error("the entry does not continue the one before it: VLSN, term or the chain of CRCs breaks here")]
+    Misplaced,
 }
 
 impl Header {

@@ -102,6 +102,8 @@ pub struct AppendMap {
     published: AtomicU64,
 }
 
+static ZEROES: [u8; 4096] = [0; 4096];
+
 /// The one right to append to an [`AppendMap`].
 pub struct Appender {
     map: Arc<AppendMap>,
@@ -184,6 +186,22 @@ impl Appender {
         assert!(end <= self.map.capacity(), "append past the end of the segment");
         self.map.file.write_at(slices, at)?;
         self.map.published.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Overwrites with zeroes whatever a failed append may have left between the end and `to`, so that it can't pass
+    /// for entries behind the next, shorter one.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn erase(&mut self, to: u64) -> io::Result<()> {
+        let mut at = self.map.published();
+        let to = to.min(self.map.capacity());
+        while at < to {
+            let len = (to - at).min(ZEROES.len() as u64);
+            self.map.file.write_at(&[IoSlice::new(&ZEROES[..len as usize])], at)?;
+            at += len;
+        }
         Ok(())
     }
 

@@ -1,0 +1,298 @@
+//! The log's own reader: runs of entries straight from the mapped segments.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header, follows};
+use crate::ids::{Position, Term, Vlsn, number};
+use crate::log::core::Core;
+use crate::log::error::AppendError;
+use crate::log::life::Life;
+use crate::log::mmap::AppendMap;
+use crate::log::scanner::{LogScanner, RUN_SLICES, Run, ScanError};
+use crate::log::segment::Segment;
+
+/// Bytes of a sealed segment that are brought into memory at once.
+const PREFAULT: u64 = 4 * 1024 * 1024;
+
+/// Reads one life of a log. Cheap to make; holds on to the segment that it reads, also when that is pruned.
+pub struct MappedScanner {
+    core: Arc<Core>,
+    life: Arc<Life>,
+    reading: Option<Reading>,
+}
+
+/// The segment being read.
+struct Reading {
+    segment: Arc<Segment>,
+    map: Arc<AppendMap>,
+    /// Where the last run began, so that it can be repeated, and where the next one begins.
+    start: Cursor,
+    next: Cursor,
+    /// How far the mapping was brought into memory; everything, for a segment that this process wrote.
+    present_to: u64,
+}
+
+/// Before an entry.
+#[derive(Clone, Copy)]
+struct Cursor {
+    after: Option<Vlsn>,
+    offset: u64,
+    /// Term and CRC of the entry before, if known.
+    before: Option<(Term, u32)>,
+}
+
+/// Where a walk ended.
+struct Found {
+    last: Position,
+    timestamp: u64,
+}
+
+/// Stretches of replicated entries, as offsets in the segment.
+struct Pieces {
+    offsets: [(u64, u64); RUN_SLICES],
+    used: usize,
+}
+
+impl Default for Pieces {
+    fn default() -> Pieces {
+        Pieces { offsets: [(0, 0); RUN_SLICES], used: 0 }
+    }
+}
+
+impl Pieces {
+    /// Adds a stretch, if it is not empty; returns whether there is room for another.
+    fn add(&mut self, from: u64, to: u64) -> bool {
+        if from < to {
+            self.offsets[self.used] = (from, to);
+            self.used += 1;
+        }
+        self.used < RUN_SLICES
+    }
+}
+
+impl MappedScanner {
+    pub(super) fn new(core: Arc<Core>) -> MappedScanner {
+        let life = core.life();
+        MappedScanner { core, life, reading: None }
+    }
+
+    fn check(&self) -> Result<(), ScanError> {
+        if self.core.is_poisoned() {
+            return Err(ScanError::Poisoned);
+        }
+        if self.life.has_ended() { Err(ScanError::LifeEnded) } else { Ok(()) }
+    }
+
+    /// Whether an entry after `after` is written; staged ones are written now.
+    fn has_after(&self, after: u64) -> Result<bool, ScanError> {
+        if self.life.written.get() > after {
+            return Ok(true);
+        }
+        let appended = self.life.appended.get();
+        if let Some(asked) = Vlsn::new(after).filter(|_| after > appended) {
+            return Err(ScanError::Beyond { asked });
+        }
+        if appended > after {
+            match self.core.write_out() {
+                Err(AppendError::Poisoned) => return Err(ScanError::Poisoned),
+                // A full disk: the entries stay staged, and there is nothing newer to be read yet.
+                Err(error) => log::debug!("{error}"),
+                Ok(()) => {}
+            }
+        }
+        Ok(self.life.written.get() > after)
+    }
+
+    /// Makes `self.reading` stand before the entry after `after`, which is written.
+    fn seek(&mut self, after: Option<Vlsn>) -> Result<(), ScanError> {
+        if let Some(reading) = &mut self.reading {
+            if reading.next.after == after && reading.next.offset < reading.map.published() {
+                reading.start = reading.next;
+                return Ok(());
+            }
+            if reading.start.after == after && reading.start.offset < reading.map.published() {
+                return Ok(());
+            }
+        }
+        let wanted = Vlsn::after(after);
+        let segment = self.core.catalog.lock().holding(wanted);
+        let segment = segment.ok_or_else(|| self.core.pruned())?;
+        let map = segment.map(&*self.core.disk, self.core.config.group)?;
+        let place = segment.place(&map, wanted)?;
+        let start = Cursor { after, offset: place.offset, before: place.before };
+        let present_to = if segment.is_sealed() { 0 } else { u64::MAX };
+        self.reading = Some(Reading { segment, map, start, next: start, present_to });
+        Ok(())
+    }
+}
+
+impl Reading {
+    /// Brings what the next run may touch into memory.
+    fn prefault(&mut self, to: u64) -> Result<(), ScanError> {
+        let from = self.start.offset.max(self.present_to);
+        if to > self.present_to {
+            let end = to.max(self.start.offset + PREFAULT).min(self.map.published());
+            self.map.prefault(from..end).map_err(|error| self.segment.unreadable(&error))?;
+            self.present_to = end;
+        }
+        Ok(())
+    }
+
+    /// Walks over entries from `start` on, header by header, and notes where the replicated ones are. Stops before
+    /// damage, and reports it only if nothing good lies before it.
+    fn walk(&mut self, max_entries: u32, max_bytes: usize, pieces: &mut Pieces) -> Result<Option<Found>, ScanError> {
+        let published = self.map.published();
+        let lazily = self.present_to != u64::MAX;
+        if lazily {
+            self.prefault((self.start.offset + max_bytes as u64).min(published))?;
+        }
+        let verified = self.segment.verified.load(Ordering::Acquire);
+        let bytes = self.map.bytes(0..published);
+        let mut offset = self.start.offset;
+        let mut piece_start = offset;
+        let mut expected = Vlsn::after(self.start.after);
+        let mut before = self.start.before;
+        let (mut entries, mut total) = (0, 0);
+        let mut last: Option<Header> = None;
+        let mut stopped = None;
+        while (offset as usize) < bytes.len() {
+            let behind = &bytes[offset as usize..];
+            if lazily && offset + HEADER_TXN_LEN as u64 > self.present_to && self.present_to < published {
+                self.extend_present(offset, HEADER_TXN_LEN as u64)?;
+            }
+            let header = match Header::parse(behind) {
+                Ok(header) => header,
+                Err(damage) => {
+                    stopped = Some(damage);
+                    break;
+                }
+            };
+            let len = header.entry_len();
+            if len > behind.len() {
+                stopped = Some(EntryDamage::Short { needed: len, present: behind.len() });
+                break;
+            }
+            if header.vlsn.is_none() {
+                if !pieces.add(piece_start, offset) {
+                    piece_start = offset;
+                    break;
+                }
+                offset += len as u64;
+                piece_start = offset;
+                continue;
+            }
+            if entries > 0 && (entries >= max_entries || total + len > max_bytes) {
+                break;
+            }
+            let (term, prev) = before.unwrap_or((header.term, header.prev));
+            if follows(&header, expected, term, prev).is_err() {
+                stopped = Some(EntryDamage::Misplaced);
+                break;
+            }
+            let end = offset + len as u64;
+            if end > verified {
+                if lazily && end > self.present_to {
+                    self.extend_present(offset, len as u64)?;
+                }
+                if let Err(damage) = EntryRef::verify(behind) {
+                    stopped = Some(damage);
+                    break;
+                }
+            }
+            before = Some((header.term, header.crc));
+            expected = expected.next();
+            entries += 1;
+            total += len;
+            offset = end;
+            last = Some(header);
+        }
+        pieces.add(piece_start, offset);
+        let Some((last, timestamp)) = last.and_then(|header| Some((header.position()?, header.timestamp))) else {
+            return match stopped {
+                Some(damage) => Err(self.segment.damaged(offset, expected, damage)),
+                None => Ok(None),
+            };
+        };
+        self.next = Cursor { after: Some(last.vlsn), offset, before };
+        if verified != u64::MAX && self.start.offset <= verified {
+            self.segment.verified.fetch_max(offset, Ordering::AcqRel);
+        }
+        Ok(Some(Found { last, timestamp }))
+    }
+
+    fn extend_present(&self, offset: u64, len: u64) -> Result<(), ScanError> {
+        self.map.prefault(offset..offset + len.max(PREFAULT)).map_err(|error| self.segment.unreadable(&error))
+    }
+}
+
+impl LogScanner for MappedScanner {
+    fn run(
+        &mut self,
+        after: Option<Vlsn>,
+        max_entries: u32,
+        max_bytes: usize,
+    ) -> Result<Option<Run<'_>>, ScanError> {
+        self.check()?;
+        if !self.has_after(number(after))? {
+            return Ok(None);
+        }
+        let first = Vlsn::after(after);
+        let mut pieces = Pieces::default();
+        self.seek(after)?;
+        let found = match &mut self.reading {
+            Some(reading) => reading.walk(max_entries, max_bytes, &mut pieces)?,
+            None => None,
+        };
+        let found = match found {
+            Some(found) => found,
+            None => {
+                // Nothing but local entries was left in that segment: the entry is in the next.
+                self.reading = None;
+                pieces = Pieces::default();
+                self.seek(after)?;
+                let again = match &mut self.reading {
+                    Some(reading) => reading.walk(max_entries, max_bytes, &mut pieces)?,
+                    None => None,
+                };
+                again.ok_or_else(|| self.core.pruned())?
+            }
+        };
+        let Some(reading) = &self.reading else { return Ok(None) };
+        let mut slices: [&[u8]; RUN_SLICES] = [&[]; RUN_SLICES];
+        for (slice, (from, to)) in slices.iter_mut().zip(&pieces.offsets[..pieces.used]) {
+            *slice = reading.map.bytes(*from..*to);
+        }
+        Ok(Some(Run::new(first, found.last, found.timestamp, &slices[..pieces.used])))
+    }
+}
+
+impl Core {
+    /// The position of one entry, its CRC verified.
+    pub(super) fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {
+        if self.is_poisoned() {
+            return Err(ScanError::Poisoned);
+        }
+        let (tail, life) = {
+            let stage = self.stage.lock();
+            (stage.tail, Arc::clone(&stage.life))
+        };
+        let base = self.catalog.lock().base();
+        if let Some(known) = [tail, base].into_iter().flatten().find(|at| at.vlsn == vlsn) {
+            return Ok(known);
+        }
+        if tail.is_none_or(|tail| tail.vlsn < vlsn) {
+            return Err(ScanError::Beyond { asked: vlsn });
+        }
+        if life.written.get() < vlsn.get() && self.write_out().is_err() {
+            return Err(ScanError::Io { path: self.config.dir.clone(), kind: std::io::ErrorKind::StorageFull });
+        }
+        let segment = self.catalog.lock().holding(vlsn);
+        let segment = segment.ok_or_else(|| self.pruned())?;
+        let map = segment.map(&*self.disk, self.config.group)?;
+        let place = segment.place(&map, vlsn)?;
+        let bytes = map.bytes(place.offset..map.published());
+        let entry = EntryRef::verify(bytes).map_err(|damage| segment.damaged(place.offset, vlsn, damage))?;
+        entry.header().position().ok_or_else(|| segment.damaged(place.offset, vlsn, EntryDamage::Misplaced))
+    }
+}

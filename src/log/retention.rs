@@ -1,0 +1,113 @@
+//! What may be removed from the log's beginning, and who still needs it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ids::{TermSpan, Vlsn};
+use crate::log::core::Core;
+use crate::log::error::{Failed, PruneError};
+use crate::log::format::sidecar_name;
+
+/// Who needs which entries, by the number of the pin.
+#[derive(Default)]
+pub(super) struct Pins {
+    next: u64,
+    held: BTreeMap<u64, PinInfo>,
+}
+
+/// A pin, as [`Log::pins`](crate::log::Log::pins) lists it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PinInfo {
+    /// Who holds it.
+    pub owner: String,
+    /// The first entry that its owner needs.
+    pub from: Vlsn,
+}
+
+/// Keeps entries from being pruned, until it is dropped. It does not bring back what was pruned before.
+pub struct Pin {
+    core: Arc<Core>,
+    number: u64,
+}
+
+impl Pin {
+    pub(super) fn new(core: Arc<Core>, owner: &str, from: Vlsn) -> Pin {
+        let number = {
+            let mut pins = core.pins.lock();
+            pins.next += 1;
+            let number = pins.next;
+            pins.held.insert(number, PinInfo { owner: owner.to_owned(), from });
+            number
+        };
+        Pin { core, number }
+    }
+
+    /// From now on only the entries from `to` on are needed. A pin never moves back.
+    pub fn advance(&self, to: Vlsn) {
+        if let Some(pin) = self.core.pins.lock().held.get_mut(&self.number) {
+            pin.from = pin.from.max(to);
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.core.pins.lock().held.remove(&self.number);
+    }
+}
+
+/// What a prune did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pruned {
+    /// The oldest entry that is left.
+    pub oldest: Option<Vlsn>,
+    /// Segments removed.
+    pub segments: usize,
+}
+
+impl Core {
+    pub(super) fn pins(&self) -> Vec<PinInfo> {
+        self.pins.lock().held.values().cloned().collect()
+    }
+
+    pub(super) fn prune(&self, floor: Vlsn) -> Result<Pruned, PruneError> {
+        let mut segments = 0;
+        loop {
+            if self.is_poisoned() {
+                return Err(PruneError::Poisoned);
+            }
+            let removed = {
+                // Under the pins' lock, so that a pin either holds the segment or comes too late and is told.
+                let pins = self.pins.lock();
+                let floor = pins.held.values().map(|pin| pin.from).fold(floor, Vlsn::min);
+                let mut catalog = self.catalog.lock();
+                let removed = catalog.removable(floor);
+                if let Some(segment) = &removed {
+                    catalog.remove(segment.first);
+                }
+                removed
+            };
+            let Some(segment) = removed else { break };
+            self.forget_terms();
+            let dir = &self.config.dir;
+            self.disk.remove(&segment.path).failed("remove", &segment.path)?;
+            let sidecar = dir.join(sidecar_name(segment.first));
+            self.disk.remove(&sidecar).failed("remove", &sidecar)?;
+            // One by one: a crash must not bring an older segment back and leave a hole behind it.
+            self.disk.sync_dir(dir).failed("sync", dir)?;
+            segments += 1;
+        }
+        Ok(Pruned { oldest: self.oldest(), segments })
+    }
+
+    /// Drops the terms that no entry has any more.
+    fn forget_terms(&self) {
+        let Some(oldest) = self.catalog.lock().oldest().map(|segment| segment.first) else { return };
+        let terms = &mut self.stage.lock().terms;
+        let begun = terms.partition_point(|span| span.first <= oldest).saturating_sub(1);
+        terms.drain(..begun);
+        if let Some(span) = terms.first_mut() {
+            *span = TermSpan { term: span.term, first: span.first.max(oldest) };
+        }
+    }
+}

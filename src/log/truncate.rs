@@ -1,0 +1,242 @@
+//! Cutting off the log's end by order of the master. An intent file is durable before anything is touched, so a cut
+//! that a crash interrupts is finished at open, or undone if the entries were not yet saved.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::ids::{Position, Vlsn, VlsnRange};
+use crate::log::core::Core;
+use crate::log::error::{Failed, FileDamage, OpenError, TruncateError};
+use crate::log::flush::FlushSide;
+use crate::log::format::{
+    INTENT_LEN, Intent, SEGMENT_HEADER_LEN, SegmentHeader, first_in_name, saved_name, segment_name,
+};
+use crate::log::index::{read_whole, write_whole};
+use crate::log::life::Life;
+use crate::log::recover::{Place, recover, remove_segment, remove_sidecar, sync_dir};
+use crate::log::saved::{Source, free_number, write_segment};
+use crate::log::stage::Stage;
+use crate::log::walk::{Window, end_of, walk};
+use crate::log::writer::WriteSide;
+use crate::planted::{Bug, active};
+
+const INTENT_NAME: &str = "truncate.intent";
+
+/// What a truncation did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Truncated {
+    /// The log's last entry now.
+    pub last: Option<Position>,
+    /// The entries that were cut; `None` if there was nothing to cut, and then the life goes on.
+    pub cut: Option<VlsnRange>,
+    /// The file that keeps them.
+    pub saved: Option<PathBuf>,
+}
+
+impl Core {
+    pub(super) fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
+        let mut flush = self.flush.lock();
+        // Everything is made durable first: then a crash in the midst finds the same entries again.
+        self.sync_for_cut(&mut flush)?;
+        let mut io = self.io.lock();
+        let mut stage = self.stage.lock();
+        let Some(cut) = self.judge_cut(&stage, keep)? else {
+            return Ok(Truncated { last: stage.tail, cut: None, saved: None });
+        };
+        let keep = self.position_for_cut(&stage, keep)?;
+        stage.poisoned = true;
+        let place = self.place();
+        let outcome = begin_cut(place, keep, cut).and_then(|(intent, saved)| {
+            finish_cut(place, &intent)?;
+            Ok((saved, recover(place)?))
+        });
+        let (saved, recovered) = match outcome {
+            Ok(done) => done,
+            Err(error) => {
+                // Files and memory may differ now: only opening anew may look at them.
+                self.poisoned.store(true, Ordering::SeqCst);
+                stage.life.end();
+                return Err(error);
+            }
+        };
+        *self.spare.lock() = None;
+        let last = recovered.end.tail;
+        let old = Arc::clone(&stage.life);
+        let survives = active(Bug::WatermarkSurvivesCut);
+        let life = if survives { Arc::clone(&old) } else { Arc::new(Life::new(last.map(|last| last.vlsn))) };
+        *self.catalog.lock() = recovered.catalog;
+        *flush = FlushSide::new(recovered.end.segment);
+        *io = WriteSide::new(recovered.active, recovered.appender);
+        *stage = Stage::new(recovered.end, life);
+        if !survives {
+            old.end();
+        }
+        drop(stage);
+        self.wake_flusher();
+        Ok(Truncated { last, cut: Some(cut), saved: Some(saved) })
+    }
+
+    fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
+        let stage = self.stage.lock();
+        let state = (stage.closed, stage.poisoned);
+        drop(stage);
+        match state {
+            (true, _) => Err(crate::log::FlushError::Closed.into()),
+            (_, true) => Err(crate::log::FlushError::Poisoned.into()),
+            _ => Ok(self.sync_all(flush)?),
+        }
+    }
+
+    /// What a cut after `keep` takes, if anything, and whether it may.
+    fn judge_cut(&self, stage: &Stage, keep: Option<Vlsn>) -> Result<Option<VlsnRange>, TruncateError> {
+        let last = stage.tail.map(|tail| tail.vlsn);
+        if let Some(asked) = keep.filter(|_| keep > last) {
+            return Err(TruncateError::Beyond { asked });
+        }
+        let Some(cut) = last.and_then(|last| VlsnRange::new(Vlsn::after(keep), last)) else { return Ok(None) };
+        if let Some(committed) = self.committed().filter(|committed| Some(*committed) > keep) {
+            return Err(TruncateError::BelowCommitted { keep, committed });
+        }
+        let base = self.catalog.lock().base().map(|base| base.vlsn);
+        if keep < base {
+            return Err(TruncateError::Pruned { oldest: Vlsn::after(base) });
+        }
+        Ok(Some(cut))
+    }
+
+    /// The position of the last entry to keep. Everything is written by now; the caller holds the locks, so the file
+    /// is asked and not the log.
+    fn position_for_cut(&self, stage: &Stage, keep: Option<Vlsn>) -> Result<Option<Position>, TruncateError> {
+        let Some(keep) = keep else { return Ok(None) };
+        if let Some(known) = stage.tail.filter(|tail| tail.vlsn == keep) {
+            return Ok(Some(known));
+        }
+        let next = self.catalog.lock().holding(keep.next());
+        if let Some(base) = next.and_then(|segment| segment.base).filter(|base| base.vlsn == keep) {
+            return Ok(Some(base));
+        }
+        let path = self.config.dir.clone();
+        let damaged = |path: PathBuf| OpenError::File { path, damage: FileDamage::Checksum };
+        let segment = self.catalog.lock().holding(keep).ok_or_else(|| damaged(path))?;
+        let map = segment
+            .map(&*self.disk, self.config.group)
+            .map_err(|_| damaged(segment.path.clone()))?;
+        let at = segment.place(&map, keep).map_err(|_| damaged(segment.path.clone()))?;
+        let entry = crate::entry::EntryRef::verify(map.bytes(at.offset..map.published()));
+        Ok(entry.ok().and_then(|entry| entry.header().position()).map(Some).ok_or_else(|| damaged(segment.path.clone()))?)
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        Place { disk: &*self.disk, clock: &*self.clock, config: &self.config, capacity: self.capacity }
+    }
+}
+
+/// Makes the intent durable and saves the entries. Nothing of the log is changed by that.
+fn begin_cut(
+    place: Place<'_>,
+    keep: Option<Position>,
+    cut: VlsnRange,
+) -> Result<(Intent, PathBuf), TruncateError> {
+    let dir = &place.config.dir;
+    let names = place.disk.list(dir).failed("list", dir)?;
+    let (from, to) = (cut.first(), cut.last());
+    let intent = Intent { keep, from, to, number: free_number(&names, from, to) };
+    write_whole(place.disk, dir, INTENT_NAME, &intent.encode(place.config.group))?;
+    sync_dir(place)?;
+    let sources = sources_after(place, &segments(&names), keep, from)?;
+    let saved = dir.join(saved_name(from, to, intent.number));
+    write_segment(place.disk, place.clock, &saved, 0, (place.config.group, from, keep), &sources)?;
+    sync_dir(place)?;
+    Ok((intent, saved))
+}
+
+/// Puts a shorter file in the place of the segment with the cut, removes the later ones, and then the intent. Can be
+/// repeated from any point.
+fn finish_cut(place: Place<'_>, intent: &Intent) -> Result<(), OpenError> {
+    let dir = &place.config.dir;
+    let names = place.disk.list(dir).failed("list", dir)?;
+    let firsts = segments(&names);
+    for first in firsts.iter().rev().filter(|first| **first > intent.from) {
+        remove_segment(place, *first)?;
+    }
+    if let Some(first) = firsts.iter().rev().find(|first| **first <= intent.from) {
+        replace_segment(place, *first, intent.keep)?;
+    }
+    forget_intent(place)
+}
+
+fn replace_segment(place: Place<'_>, first: Vlsn, keep: Option<Position>) -> Result<(), OpenError> {
+    let Kept { source, base } = kept_part(place, first, keep)?;
+    remove_sidecar(place, first)?;
+    let path = place.config.dir.join(segment_name(first));
+    let head = (place.config.group, first, base);
+    write_segment(place.disk, place.clock, &path, place.capacity, head, &[source])?;
+    sync_dir(place)?;
+    Ok(())
+}
+
+/// At open: finishes a cut whose entries were saved before the crash, and forgets one that had not come so far.
+pub(super) fn resume(place: Place<'_>) -> Result<(), OpenError> {
+    let dir = &place.config.dir;
+    let path = dir.join(INTENT_NAME);
+    let Some(bytes) = read_whole(place.disk, &path, INTENT_LEN as u64)? else { return Ok(()) };
+    let intent = Intent::decode(&bytes, place.config.group).map_err(|damage| OpenError::File { path, damage })?;
+    let names = place.disk.list(dir).failed("list", dir)?;
+    if names.contains(&saved_name(intent.from, intent.to, intent.number)) {
+        return finish_cut(place, &intent);
+    }
+    forget_intent(place)
+}
+
+fn forget_intent(place: Place<'_>) -> Result<(), OpenError> {
+    let path = place.config.dir.join(INTENT_NAME);
+    place.disk.remove(&path).failed("remove", &path)?;
+    Ok(sync_dir(place)?)
+}
+
+fn segments(names: &[String]) -> Vec<Vlsn> {
+    names.iter().filter_map(|name| first_in_name(name, ".seg")).collect()
+}
+
+/// A segment's file and header, and where its entries up to and including `keep` end.
+fn kept_part(place: Place<'_>, first: Vlsn, keep: Option<Position>) -> Result<Kept, OpenError> {
+    let path = place.config.dir.join(segment_name(first));
+    let file = place.disk.open(&path).failed("open", &path)?;
+    let mut window = Window::new(Arc::clone(&file)).failed("read", &path)?;
+    let head = window.bytes(0, SEGMENT_HEADER_LEN).failed("read", &path)?;
+    let header = SegmentHeader::decode(head, place.config.group, first)
+        .map_err(|damage| OpenError::File { path: path.clone(), damage })?;
+    let start = SEGMENT_HEADER_LEN as u64;
+    let to = match keep {
+        Some(keep) if header.base != Some(keep) => end_of(&mut window, keep).failed("read", &path)?,
+        _ => Some(start),
+    };
+    let Some(to) = to else { return Err(OpenError::File { path, damage: FileDamage::Checksum }) };
+    Ok(Kept { source: Source { file, path, from: start, to }, base: header.base })
+}
+
+struct Kept {
+    source: Source,
+    base: Option<Position>,
+}
+
+/// The bytes behind the cut, segment by segment.
+fn sources_after(
+    place: Place<'_>,
+    firsts: &[Vlsn],
+    keep: Option<Position>,
+    from: Vlsn,
+) -> Result<Vec<Source>, OpenError> {
+    let begun = firsts.partition_point(|first| *first <= from).saturating_sub(1);
+    let mut sources = Vec::new();
+    for first in &firsts[begun..] {
+        // Of the segment with the cut, the part behind it; of later ones everything behind the header.
+        let kept = kept_part(place, *first, if *first <= from { keep } else { None })?;
+        let path = kept.source.path;
+        let mut window = Window::new(Arc::clone(&kept.source.file)).failed("read", &path)?;
+        let end = walk(&mut window, *first, kept.base).failed("read", &path)?.end;
+        sources.push(Source { file: kept.source.file, path, from: kept.source.to, to: end.max(kept.source.to) });
+    }
+    Ok(sources)
+}
