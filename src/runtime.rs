@@ -48,8 +48,9 @@ pub trait Runtime: Send + Sync {
     /// A random number, for jitter and identities.
     fn random(&self) -> u64;
     /// Runs a worker under this name until it ends or is stopped. Stopping closes `channels`. A panic in the worker is
-    /// caught and ends it with [`Stop::Failed`]. When the worker ends by itself, `on_end` is called with the reason,
-    /// on the worker's thread, after the worker was dropped; if no thread could be made, on the calling thread.
+    /// caught and ends it with [`Stop::Failed`]. When the worker ends by itself, or fails though it was stopped, `on_end`
+    /// is called with the reason, on the worker's thread, after the worker was dropped; if no thread could be made, on
+    /// the calling thread.
     fn spawn(
         &self,
         name: String,

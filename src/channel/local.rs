@@ -92,7 +92,7 @@ impl Channel for LocalChannel {
         check_len(len as u64, self.max_frame.load(Ordering::Relaxed))?;
         let mut queue = self.out.queue.lock();
         while !queue.closed
-            && queue.bytes > 0
+            && !queue.frames.is_empty()
             && (queue.frames.len() >= MAX_FRAMES || queue.bytes + len > MAX_BYTES)
         {
             if !wait_for(&self.out.changed, &mut queue, wait) {

@@ -1,5 +1,7 @@
-//! What the log's tests share: a log in a temporary directory, and a disk that counts and fails on demand.
+//! What the tests share: a log in a temporary directory, a disk that counts and fails on demand, channels.
 #![allow(dead_code, reason = "each test binary uses a part")]
+
+pub mod channels;
 
 use std::io::{self, IoSlice};
 use std::path::Path;

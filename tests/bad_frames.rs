@@ -1,0 +1,383 @@
+//! What a frame or a message must not be, and that each refusal names its facts.
+#![allow(missing_docs, reason = "tests")]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use quorate::address::Address;
+use quorate::ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};
+use quorate::members::{Health, Role};
+use quorate::wire::frame::{FrameError, FrameHeader, HEADER_LEN, MessageType, VERSION, payload_crc};
+use quorate::wire::message::*;
+
+fn frame(message: &Message<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    message.encode(Term::new(3), 42, &mut out);
+    out
+}
+
+/// A good frame around any payload.
+fn around(kind: MessageType, payload: &[u8]) -> Vec<u8> {
+    let header = FrameHeader {
+        kind,
+        compressed: false,
+        payload_len: payload.len() as u32,
+        term: Term::new(3),
+        sequence: 1,
+        payload_crc: payload_crc(kind, false, payload),
+    };
+    [&header.encode()[..], payload].concat()
+}
+
+/// A header with these bytes changed, and its CRC made right again.
+fn patched(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+    frame[at] = byte;
+    let crc = crc32fast::hash(&frame[..28]);
+    frame[28..32].copy_from_slice(&crc.to_le_bytes());
+    frame
+}
+
+fn samples() -> Vec<Message<'static>> {
+    let v = Vlsn::new;
+    let at = v(7).map(|vlsn| Position { vlsn, term: Term::new(2), crc: 9 });
+    let node = NodeId::new("db-1").expect("a name");
+    let (first, last) = (Vlsn::FIRST, Vlsn::FIRST.next());
+    let group = GroupId::from_bits(77);
+    let mut all = vec![
+        Message::Hello(Hello {
+            versions: (1, 2),
+            group,
+            node: node.clone(),
+            incarnation: 5,
+            session: 6,
+            role: Role::Secondary,
+            region: "eu".into(),
+            slot: Some("s".into()),
+            capabilities: Capabilities::LZ4,
+            max_frame: 1 << 20,
+            last: at,
+        }),
+        Message::Welcome(Welcome {
+            version: 1,
+            node,
+            incarnation: 1,
+            session: 2,
+            capabilities: Capabilities::NONE,
+            max_frame: 1 << 20,
+            heartbeat: Duration::from_millis(100),
+        }),
+        Message::Syncup(Syncup {
+            last: at,
+            committed: v(3),
+            oldest: v(1),
+            history: vec![
+                TermSpan { term: Term::new(1), first },
+                TermSpan { term: Term::new(2), first: last },
+            ],
+        }),
+        Message::Matchpoint(Matchpoint { at }),
+        Message::Matchpoint(Matchpoint { at: None }),
+        Message::NeedSnapshot(NeedSnapshot { oldest: v(9) }),
+        Message::Behind(Behind { last: None }),
+        Message::Entries(Entries { committed: v(1), durable_wanted: None, first, last, run: b"entries" }),
+        Message::EntryRequest(EntryRequest { from: first, to: last, max_entries: 3, max_bytes: 4 }),
+        Message::Ack(Ack { received: v(4), durable: v(3), applied: v(2), checkpointed: v(1) }),
+        Message::Nack(Nack { reason: NackReason::Hole, at: v(2) }),
+        Message::Heartbeat(Heartbeat {
+            written: v(4),
+            flushed: v(3),
+            committed: v(2),
+            durable_wanted: v(4),
+            health: Health::Degraded,
+            clock: 99,
+        }),
+        Message::HeartbeatReply(HeartbeatReply { clock: 99, health: Health::CatchingUp }),
+        Message::Fence,
+        Message::Bye(Bye { reason: ByeReason::Deposed }),
+    ];
+    let reasons = [
+        RejectReason::WrongGroup { ours: group },
+        RejectReason::UnknownNode,
+        RejectReason::NoCommonVersion { min: 1, max: 3 },
+        RejectReason::NotMaster { hint: Some(Address::Tcp("db1:7000".into())) },
+        RejectReason::NotMaster { hint: None },
+        RejectReason::Superseded { session: 8 },
+        RejectReason::OwnName,
+        RejectReason::TermAhead { ours: Term::new(2) },
+        RejectReason::Busy,
+        RejectReason::Protocol,
+    ];
+    all.extend(reasons.map(|reason| Message::Reject(Reject { reason })));
+    all
+}
+
+#[test]
+fn every_message_round_trips_and_every_type_has_a_sample() {
+    for message in samples() {
+        let bytes = frame(&message);
+        let (header, read) = Message::decode(&bytes).expect("decodes");
+        assert_eq!(read, message);
+        assert_eq!((header.kind, header.term, header.sequence), (message.kind(), Term::new(3), 42));
+    }
+    for kind in MessageType::ALL {
+        assert!(samples().iter().any(|message| message.kind() == *kind), "{kind}");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_header_and_covered_payload_is_refused() {
+    for message in samples() {
+        let bytes = frame(&message);
+        let covered = if message.kind() == MessageType::Entries { HEADER_LEN + 32 } else { bytes.len() };
+        for bit in 0..covered * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Message::decode(&damaged).is_err(), "{message:?}, bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn every_cut_and_every_addition_is_refused() {
+    for message in samples() {
+        let bytes = frame(&message);
+        for cut in 0..bytes.len() {
+            let error = Message::decode(&bytes[..cut]).expect_err("cut");
+            assert!(matches!(error, WireError::Frame(FrameError::Short { present, .. }) if present == cut));
+        }
+        let longer = [&bytes[..], b"x"].concat();
+        assert_eq!(Message::decode(&longer), Err(FrameError::Trailing(1).into()));
+        if message.kind() == MessageType::Entries {
+            continue;
+        }
+        // The same with a frame around that is good.
+        let (kind, payload) = (message.kind(), &bytes[HEADER_LEN..]);
+        for cut in 0..payload.len() {
+            assert!(Message::decode(&around(kind, &payload[..cut])).is_err(), "{message:?} cut at {cut}");
+        }
+        let longer = [payload, b"x"].concat();
+        assert_eq!(Message::decode(&around(kind, &longer)), Err(WireError::Trailing { kind, extra: 1 }));
+    }
+}
+
+#[test]
+fn headers_are_refused_by_name() {
+    let good = frame(&Message::Fence);
+    let parse = |bytes: &[u8]| FrameHeader::parse(bytes, 4096).expect_err("refused");
+    assert_eq!(parse(&patched(good.clone(), 0, b'X')), FrameError::NotOurs { found: *b"XUOR" });
+    assert_eq!(parse(&patched(good.clone(), 4, 9)), FrameError::Version { found: 9, ours: VERSION });
+    assert_eq!(
+        parse(&patched(good.clone(), 4, 9)).to_string(),
+        "the frame is of protocol version 9, and this node speaks version 1"
+    );
+    assert_eq!(parse(&patched(good.clone(), 5, 99)), FrameError::UnknownType { found: 99, version: 1 });
+    let unknown = FrameError::UnknownFlags { kind: MessageType::Fence, found: 1 };
+    assert_eq!(parse(&patched(good.clone(), 6, 1)), unknown);
+    assert_eq!(parse(&patched(good.clone(), 10, 1)), FrameError::TooLong { len: 65_536 + 32, limit: 4096 });
+    let longest = [255; 4].iter().enumerate().fold(good, |f, (i, byte)| patched(f, 8 + i, *byte));
+    assert!(matches!(parse(&longest), FrameError::TooLong { len, .. } if len == u64::from(u32::MAX) + 32));
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name() {
+    let value = |kind, payload: &[u8], field: &str| {
+        let error = Message::decode(&around(kind, payload)).expect_err("refused");
+        let named = match &error {
+            WireError::Value { field, .. }
+            | WireError::Text { field, .. }
+            | WireError::Short { field, .. } => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(*named, field, "{error}");
+    };
+    for number in [0, 6, 255] {
+        value(MessageType::Bye, &[number], "reason");
+        value(MessageType::HeartbeatReply, &[0, 0, 0, 0, 0, 0, 0, 0, number], "health");
+    }
+    value(MessageType::Nack, &[8, 0, 0, 0, 0, 0, 0, 0, 0], "reason");
+    value(MessageType::Reject, &[10], "reason");
+    value(MessageType::Reject, &[4, 2, b'x', b'y'], "reason.hint");
+    value(MessageType::Behind, &[255; 8], "last");
+    value(MessageType::Matchpoint, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "at");
+    let [zero, one, two] = [0u64, 1, 2].map(u64::to_le_bytes);
+    value(MessageType::Entries, &[zero, zero, zero, one].concat(), "first");
+    value(MessageType::Entries, &[zero, zero, two, one].concat(), "last");
+    value(MessageType::Entries, &[zero, zero, one, one].concat(), "run");
+    value(MessageType::EntryRequest, &[two, one, zero].concat(), "to");
+    let mut hello = frame(&samples()[0])[HEADER_LEN..].to_vec();
+    let name = hello.windows(4).position(|w| w == b"db-1").expect("the name");
+    hello[name] = b'/';
+    value(MessageType::Hello, &hello, "node");
+    let mut hello = frame(&samples()[0])[HEADER_LEN..].to_vec();
+    hello[2] = 3;
+    value(MessageType::Hello, &hello, "role");
+    hello[0] = 9;
+    value(MessageType::Hello, &hello, "versions.min");
+}
+
+#[test]
+fn a_history_is_bounded_before_it_is_allocated_and_must_rise() {
+    let syncup = |count: u32, spans: &[(u32, u64)]| {
+        let mut payload = vec![0; 32];
+        payload.extend_from_slice(&count.to_le_bytes());
+        for (term, first) in spans {
+            payload.extend_from_slice(&term.to_le_bytes());
+            payload.extend_from_slice(&first.to_le_bytes());
+        }
+        Message::decode(&around(MessageType::Syncup, &payload)).map(|_| ())
+    };
+    assert_eq!(syncup(2, &[(1, 1), (2, 5)]), Ok(()));
+    assert!(matches!(syncup(u32::MAX, &[]), Err(WireError::Value { field: "history", .. })));
+    assert!(matches!(syncup(65_536, &[]), Err(WireError::Short { field: "history", .. })));
+    for bad in [[(1, 1), (1, 5)], [(2, 1), (1, 5)], [(1, 5), (2, 5)]] {
+        assert!(matches!(syncup(2, &bad), Err(WireError::Value { field: "history.first", .. })));
+    }
+}
+
+#[cfg(feature = "lz4")]
+mod compressed {
+    use super::*;
+    use quorate::wire::compress::{Compressor, Expander};
+
+    const HEAD: EntriesHead =
+        EntriesHead { committed: None, durable_wanted: None, first: Vlsn::FIRST, last: Vlsn::FIRST };
+
+    #[test]
+    fn a_compressed_run_comes_back_and_damage_is_refused() {
+        let run = vec![7; 100_000];
+        let mut compressor = Compressor::default();
+        let (a, b) = run.split_at(33_000);
+        let bytes = compressor.frame(Term::new(1), 5, &HEAD, &[a, b]).expect("it compresses").to_vec();
+        assert!(bytes.len() < 2_000);
+        assert_eq!(Message::decode(&bytes), Err(WireError::Compressed));
+        let mut expander = Expander::default();
+        let plain = expander.expand(&bytes, 1 << 20).expect("expands");
+        let (header, message) = Message::decode(plain).expect("decodes");
+        assert_eq!(header.sequence, 5);
+        assert!(matches!(message, Message::Entries(entries) if entries.run == run && entries.head() == HEAD));
+        let limit = FrameError::TooLong { len: 100_064, limit: 100_063 };
+        assert_eq!(expander.expand(&bytes, 100_063), Err(limit.into()));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(expander.expand(&damaged, 1 << 20).is_err(), "bit {bit}");
+        }
+        assert_eq!(compressor.frame(Term::new(1), 5, &HEAD, &[b"abcdef"]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_blocks_never_panic(block in proptest::collection::vec(any::<u8>(), 0..200), claimed in 0u32..5000) {
+            let mut payload = frame(&samples()[7])[HEADER_LEN..HEADER_LEN + 32].to_vec();
+            payload.extend_from_slice(&claimed.to_le_bytes());
+            payload.extend_from_slice(&block);
+            let header = FrameHeader {
+                kind: MessageType::Entries, compressed: true, payload_len: payload.len() as u32,
+                term: Term::new(1), sequence: 1, payload_crc: crc32fast::hash(&payload),
+            };
+            let bytes = [&header.encode()[..], &payload].concat();
+            let _ = Expander::default().expand(&bytes, 4096);
+        }
+    }
+}
+
+fn vlsn() -> impl Strategy<Value = Option<Vlsn>> {
+    (0..=MAX_VLSN).prop_map(Vlsn::new)
+}
+
+fn entry() -> impl Strategy<Value = Vlsn> {
+    (1..=MAX_VLSN).prop_filter_map("not 0", Vlsn::new)
+}
+
+fn position() -> impl Strategy<Value = Option<Position>> {
+    (vlsn(), any::<u32>(), any::<u32>())
+        .prop_map(|(vlsn, term, crc)| vlsn.map(|vlsn| Position { vlsn, term: Term::new(term), crc }))
+}
+
+fn history() -> impl Strategy<Value = Vec<TermSpan>> {
+    let set = proptest::collection::btree_map(any::<u32>(), 1u64..1000, 0..50);
+    set.prop_map(|spans| {
+        let mut first = 0;
+        let mut rise = |by| {
+            first += by;
+            Vlsn::new(first).expect("above 0")
+        };
+        spans.into_iter().map(|(term, by)| TermSpan { term: Term::new(term), first: rise(by) }).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_hellos_round_trip(
+        low: u8, high: u8, group: u128, name in "[A-Za-z0-9_-]{1,64}", numbers: [u64; 2], electable: bool,
+        region in "\\PC{0,16}", slot in proptest::option::of("\\PC{1,16}"), bits: u32, max_frame: u32,
+        last in position(), term: u32, sequence: u64, micros: u64,
+    ) {
+        let node = NodeId::new(&name).expect("a name");
+        let capabilities = Capabilities::from_bits(bits);
+        let hello = Message::Hello(Hello {
+            versions: (low.min(high), low.max(high)), group: GroupId::from_bits(group), node: node.clone(),
+            incarnation: numbers[0], session: numbers[1],
+            role: if electable { Role::Electable } else { Role::Secondary },
+            region, slot, capabilities, max_frame, last,
+        });
+        let welcome = Message::Welcome(Welcome {
+            version: low, node, incarnation: numbers[1], session: numbers[0], capabilities, max_frame,
+            heartbeat: Duration::from_micros(micros),
+        });
+        let mut out = Vec::new();
+        for message in [hello, welcome] {
+            message.encode(Term::new(term), sequence, &mut out);
+            let (header, read) = Message::decode(&out).expect("decodes");
+            prop_assert_eq!(read, message);
+            prop_assert_eq!((header.term.get(), header.sequence), (term, sequence));
+        }
+    }
+
+    #[test]
+    fn arbitrary_positions_round_trip(
+        v in [vlsn(), vlsn(), vlsn(), vlsn()], at in position(), history in history(), clock: u64,
+        (one, other) in (entry(), entry()), run in proptest::collection::vec(any::<u8>(), 1..300),
+        numbers: [u32; 2], which in 0usize..100,
+    ) {
+        let (first, last) = (one.min(other), one.max(other));
+        let healths = [Health::Healthy, Health::Degraded, Health::CatchingUp, Health::Lagging, Health::Error];
+        let health = healths[which % healths.len()];
+        let messages = [
+            Message::Syncup(Syncup { last: at, committed: v[0], oldest: v[1], history }),
+            Message::Matchpoint(Matchpoint { at }),
+            Message::NeedSnapshot(NeedSnapshot { oldest: v[0] }),
+            Message::Behind(Behind { last: v[0] }),
+            Message::Entries(Entries { committed: v[0], durable_wanted: v[1], first, last, run: &run }),
+            Message::EntryRequest(EntryRequest {
+                from: first, to: last, max_entries: numbers[0], max_bytes: numbers[1],
+            }),
+            Message::Ack(Ack { received: v[0], durable: v[1], applied: v[2], checkpointed: v[3] }),
+            Message::Nack(Nack { reason: NackReason::ALL[which % NackReason::ALL.len()], at: v[0] }),
+            Message::Heartbeat(Heartbeat {
+                written: v[0], flushed: v[1], committed: v[2], durable_wanted: v[3], health, clock,
+            }),
+            Message::HeartbeatReply(HeartbeatReply { clock, health }),
+            Message::Bye(Bye { reason: ByeReason::ALL[which % ByeReason::ALL.len()] }),
+        ];
+        let mut out = Vec::new();
+        for message in messages {
+            message.encode(Term::new(1), 1, &mut out);
+            prop_assert_eq!(Message::decode(&out).map(|(_, read)| read), Ok(message));
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(Message::decode(&bytes).is_err());
+        for kind in MessageType::ALL {
+            let framed = around(*kind, &bytes);
+            if let Ok((_, message)) = Message::decode(&framed) {
+                // What is read is written back the same: there is one form of everything.
+                let mut again = Vec::new();
+                message.encode(Term::new(3), 1, &mut again);
+                prop_assert!(again == framed || matches!(message, Message::Reject(_)));
+            }
+        }
+    }
+}
