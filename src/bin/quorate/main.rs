@@ -1,0 +1,4 @@
+//! x
+mod files;
+mod kv;
+fn main() {}
