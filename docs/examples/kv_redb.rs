@@ -42,5 +42,6 @@ fn main() -> Result<(), EngineError> {
     // After a restart the store says where it stands.
     let mut store = Kv::open(&path)?;
     println!("reopened at {:?}: {}", store.applied()?, store.reader().contents()?);
+    println!("apples: {:?}", store.reader().value(b"apples")?.map(|value| value.escape_ascii().to_string()));
     Ok(())
 }

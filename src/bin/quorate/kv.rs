@@ -158,7 +158,7 @@ impl Kv {
     ///
     /// # Errors
     /// The database's, for instance if another process has it open.
-    pub fn open(path: &Path) -> Result<Kv, redb::Error> {
+    pub fn open(path: &Path) -> Result<Kv, EngineError> {
         let db = Database::create(path)?;
         let first = db.begin_write()?;
         first.open_table(DATA)?;
@@ -229,7 +229,11 @@ impl Reader {
     ///
     /// # Errors
     /// The database's.
-    pub fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, redb::Error> {
+    #[allow(
+        dead_code,
+        reason = "the command compares whole stores; the example and the tests read single keys"
+    )]
+    pub fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
         let data = self.db.begin_read()?.open_table(DATA)?;
         Ok(data.get(key)?.map(|value| value.value().to_vec()))
     }
@@ -238,7 +242,7 @@ impl Reader {
     ///
     /// # Errors
     /// The database's.
-    pub fn contents(&self) -> Result<Contents, redb::Error> {
+    pub fn contents(&self) -> Result<Contents, EngineError> {
         let txn = self.db.begin_read()?;
         let applied = txn.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
         let (mut hasher, mut records, mut bytes) = (DefaultHasher::new(), 0, 0);
