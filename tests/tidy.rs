@@ -437,7 +437,7 @@ fn imports_against_the_layers_are_caught_in_every_form() {
     assert_eq!(wrong("log/mod.rs", "use crate::ids::Vlsn;\nuse crate::log::mmap;\nuse crate::Watermark;"), 0);
     assert_eq!(wrong("log/mod.rs", "use crate::feeder::Feeder;"), 1);
     assert_eq!(wrong("log/mod.rs", "fn f(x: crate::channel::Peer) {}"), 1, "the two halves of layer 1");
-    assert_eq!(wrong("quorum.rs", "use crate::{ids::Vlsn, node::{Node, a}, progress};"), 2);
+    assert_eq!(wrong("quorum.rs", "use crate::{ids::Vlsn, node::{Node, a}, feeder};"), 2);
     assert_eq!(wrong("quorum.rs", "use crate::{\n    ids::Vlsn,\n    commit,\n};"), 1);
     assert_eq!(wrong("feeder/mod.rs", "use crate::replica::Replica;"), 1, "actors are strangers");
     assert_eq!(wrong("feeder/mod.rs", "use crate::commit::Gate;"), 0);
