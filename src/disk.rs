@@ -33,6 +33,10 @@ pub trait Disk: Send + Sync {
 }
 
 /// An open file.
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "the length is asked of the system and can fail; nobody asks for emptiness"
+)]
 pub trait DiskFile: Send + Sync {
     /// Writes all of `slices`, one after the other, at `offset`; grows the file if need be.
     fn write_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()>;

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose, which the simulator must find: the proof that it can see.
 //!
-//! Without the feature `planted` (which only tests enable) [`active`] is `false` at compile time and nothing of this is
+//! Without the feature `planted` (which only tests enable) `active` is `false` at compile time and nothing of this is
 //! left in the code. With it, a bug is active on the thread that switched it on, and so never in a threaded node.
 
 /// A bug that can be switched on.

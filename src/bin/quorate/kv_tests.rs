@@ -1,0 +1,122 @@
+//! What the store promises, on logs made by hand.
+
+use super::*;
+use quorate::entry::{NewEntry, Placement, encode};
+use quorate::ids::{Term, VlsnRange};
+
+/// A log of `count` entries: puts over a few keys, every seventh a delete, every tenth of a kind that is not ours.
+fn log(count: u64) -> Vec<Vec<u8>> {
+    let mut prev = 0;
+    (1..=count)
+        .map(|vlsn| {
+            let (key, value) = (format!("key-{}", vlsn % 13), vec![vlsn as u8; vlsn as usize % 300]);
+            let mut payload = Vec::new();
+            match vlsn % 7 {
+                0 => Record::Delete { key: key.as_bytes() }.encode(&mut payload),
+                _ => Record::Put { key: key.as_bytes(), value: &value }.encode(&mut payload),
+            }
+            let kind = if vlsn % 10 == 0 { EntryKind::TERM_START } else { EntryKind::DATA };
+            let entry = NewEntry { kind, txn: None, payload: &payload };
+            let at = Placement { vlsn: Vlsn::new(vlsn), term: Term::new(1), prev, timestamp: vlsn };
+            let mut bytes = Vec::new();
+            prev = encode(&entry, &at, &mut bytes);
+            bytes
+        })
+        .collect()
+}
+
+/// Applies the entries after `from` up to `to`, `batch` at a time.
+fn apply(kv: &mut Kv, log: &[Vec<u8>], from: usize, to: usize, batch: usize) -> Result<(), EngineError> {
+    for (at, chunk) in log[from..to].chunks(batch).enumerate() {
+        let first = (from + at * batch + 1) as u64;
+        let last = first + chunk.len() as u64 - 1;
+        let range = VlsnRange::new(Vlsn::new(first).unwrap(), Vlsn::new(last).unwrap()).unwrap();
+        let slices: Vec<&[u8]> = chunk.iter().map(Vec::as_slice).collect();
+        kv.apply(Entries::new(range, &slices))?;
+    }
+    Ok(())
+}
+
+fn store_after(log: &[Vec<u8>], to: usize) -> Contents {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kv = Kv::open(&dir.path().join("kv.redb")).unwrap();
+    apply(&mut kv, log, 0, to, to.max(1)).unwrap();
+    kv.reader().contents().unwrap()
+}
+
+#[test]
+fn records_round_trip_and_bad_ones_are_refused() {
+    for record in [
+        Record::Put { key: b"k", value: b"v" },
+        Record::Put { key: b"", value: b"" },
+        Record::Delete { key: b"gone" },
+    ] {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        assert_eq!(Record::decode(&bytes), Ok(record));
+    }
+    assert_eq!(Record::decode(&[1, 0, 0]), Err(BadRecord::Short { present: 3, needed: 5 }));
+    assert_eq!(Record::decode(&[1, 9, 0, 0, 0]), Err(BadRecord::Short { present: 5, needed: 14 }));
+    assert_eq!(Record::decode(&[7, 0, 0, 0, 0]), Err(BadRecord::Operation(7)));
+    assert_eq!(Record::decode(&[2, 0, 0, 0, 0, 1]), Err(BadRecord::ValueOfDelete(1)));
+}
+
+#[test]
+fn a_closed_store_reopens_where_it_was() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), log(100));
+    let path = dir.path().join("kv.redb");
+    let mut kv = Kv::open(&path).unwrap();
+    assert_eq!(kv.applied().unwrap(), None);
+    apply(&mut kv, &log, 0, 100, 9).unwrap();
+    assert_eq!(kv.checkpoint().unwrap(), Vlsn::new(100));
+    let before = kv.reader().contents().unwrap();
+    assert_eq!(kv.reader().value(b"key-8").unwrap(), Some(vec![99; 99]));
+    drop(kv);
+    let mut kv = Kv::open(&path).unwrap();
+    assert_eq!(kv.applied().unwrap(), Vlsn::new(100));
+    assert_eq!(kv.reader().contents().unwrap(), before);
+    assert_eq!(before, store_after(&log, 100), "batches leave no trace");
+}
+
+/// A copy of the open file is what the death of the process leaves: redb's own buffers are not in it.
+#[test]
+fn a_crash_anywhere_leaves_an_exact_entry_and_replay_ends_the_same() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), log(60));
+    let path = dir.path().join("kv.redb");
+    let mut kv = Kv::open(&path).unwrap();
+    for applied in 0..60 {
+        apply(&mut kv, &log, applied, applied + 1, 1).unwrap();
+        if applied == 29 {
+            kv.checkpoint().unwrap();
+        }
+        if applied % 6 != 0 {
+            continue;
+        }
+        let copy = dir.path().join(format!("crashed-{applied}.redb"));
+        std::fs::copy(&path, &copy).unwrap();
+        let mut found = Kv::open(&copy).unwrap();
+        let at = number(found.applied().unwrap()) as usize;
+        assert!(at <= applied + 1 && (applied < 29 || at >= 30), "{at} after {applied}");
+        assert_eq!(found.reader().contents().unwrap(), store_after(&log, at));
+        apply(&mut found, &log, at, 60, 7).unwrap();
+        assert_eq!(found.reader().contents().unwrap(), store_after(&log, 60));
+    }
+}
+
+#[test]
+fn an_entry_out_of_order_or_without_a_record_changes_nothing() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), log(20));
+    let mut kv = Kv::open(&dir.path().join("kv.redb")).unwrap();
+    apply(&mut kv, &log, 0, 5, 5).unwrap();
+    let before = kv.reader().contents().unwrap();
+    let hole = apply(&mut kv, &log, 6, 8, 2).unwrap_err();
+    assert_eq!(hole.to_string(), "VLSN 7 comes where the store expects VLSN 6");
+
+    let mut bad = log[5].clone();
+    let at = Placement { vlsn: Vlsn::new(7), term: Term::new(1), prev: 0, timestamp: 0 };
+    encode(&NewEntry::data(b"\x07\0\0\0\0"), &at, &mut bad);
+    let range = VlsnRange::new(Vlsn::new(6).unwrap(), Vlsn::new(7).unwrap()).unwrap();
+    let refused = kv.apply(Entries::new(range, &[&bad])).unwrap_err();
+    assert_eq!(refused.to_string(), "VLSN 7 holds no record: the record has the unknown operation 7");
+    assert_eq!(kv.reader().contents().unwrap(), before);
+}

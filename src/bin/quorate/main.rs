@@ -1,0 +1,125 @@
+//! The `quorate` command. It has no logic of its own: what it shows, the library does.
+
+mod bench;
+mod demo;
+mod files;
+#[cfg_attr(not(test), expect(dead_code, reason = "the demo does not replicate yet"))]
+mod kv;
+mod logs;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Counts allocations for `bench`: two atomic additions each, and nothing else.
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  all is well
+  1  something failed, or a difference or damage was found
+  2  the command line makes no sense
+
+NO_COLOR turns colours off. QUORATE_LOG=debug shows the library's log.";
+
+/// Replicates the log of a storage engine, with threads and without an async runtime
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Replicate real files, kill a replica on the way, bring it back, and compare all stores
+    Demo(demo::Args),
+    /// Measure this machine's limits, and how close the engine comes
+    Bench(bench::Args),
+    /// Look into a log
+    #[command(subcommand)]
+    Log(logs::Command),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+/// What ends a command early, for standard error; a difference or damage that was found is no failure but
+/// [`Verdict::Bad`].
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a command that ran to its end found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// All is well.
+    Good,
+    /// A difference, or damage; it was printed.
+    Bad,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("QUORATE_LOG", "warn")).init();
+    let mut out = io::stdout().lock();
+    match run(cli.command, &mut out).and_then(|verdict| Ok(out.flush().map(|()| verdict)?)) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        // Whoever reads us, `head` for one, has seen enough.
+        Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("quorate: {failure}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
+    match command {
+        Command::Demo(args) => demo::run(&args, out),
+        Command::Bench(args) => bench::run(&args, out),
+        Command::Log(command) => logs::run(&command, out),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "quorate", &mut io::stdout());
+            Ok(Verdict::Good)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut io::stdout())?;
+            Ok(Verdict::Good)
+        }
+    }
+}
+
+fn is_broken_pipe(failure: &Failure) -> bool {
+    failure.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A progress bar over `len` units, drawn on standard error if that is a terminal.
+fn progress(len: u64, template: &str) -> indicatif::ProgressBar {
+    let target = if io::stderr().is_terminal() {
+        indicatif::ProgressDrawTarget::stderr()
+    } else {
+        indicatif::ProgressDrawTarget::hidden()
+    };
+    let bar = indicatif::ProgressBar::with_draw_target(Some(len), target);
+    match indicatif::ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_says_its_exit_codes() {
+        Cli::command().debug_assert();
+        assert!(Cli::command().render_long_help().to_string().contains("Exit codes"));
+    }
+}
