@@ -4,9 +4,18 @@
 //! the CRC of its own entry there, cuts what it has beyond, and states by its first ack what it proved to have.
 
 use crate::ids::{Position, Term, Vlsn};
+use crate::log::Log;
 use crate::log::scanner::ScanError;
 use crate::matchpoint::{BadHistory, History, Standing, Verdict, matchpoint};
 use crate::wire::message::{Behind, Matchpoint, NeedSnapshot, Syncup};
+
+/// The history of this node's own log.
+///
+/// # Errors
+/// [`BadHistory`], if the log tells terms that do not rise, which its appends refuse.
+pub fn history_of(log: &Log) -> Result<History, BadHistory> {
+    History::new(log.base(), &log.term_history(), log.last().map(|last| last.vlsn))
+}
 
 /// What the master answers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,6 +19,7 @@ mod retention;
 mod saved;
 pub mod scanner;
 mod segment;
+mod size;
 mod stage;
 mod truncate;
 mod walk;

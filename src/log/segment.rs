@@ -96,6 +96,14 @@ impl Segment {
         self.content.lock().points.clone()
     }
 
+    /// Where its entries end.
+    pub(super) fn end(&self) -> u64 {
+        match &self.content.lock().map {
+            Mapped::Held(map) => map.published(),
+            Mapped::Lazy { end, .. } => *end,
+        }
+    }
+
     /// The file and how much of it is written, of a segment that is not sealed.
     pub(super) fn unsealed(&self) -> Option<(Arc<dyn DiskFile>, u64)> {
         match &self.content.lock().map {

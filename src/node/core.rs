@@ -16,7 +16,7 @@ use crate::ids::{Position, Term, Vlsn, number};
 use crate::log::{Log, LogConfig, OpenError, Opened};
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
-use crate::state::{StateError, StateFile};
+use crate::state::{State, StateError, StateFile};
 use crate::watermark::Watermark;
 use crate::worker::{Stop, Worker};
 
@@ -201,8 +201,15 @@ impl Core {
         let (log, opened) = Log::open(Arc::clone(&host.disk), Arc::clone(&clock), log_config)?;
         let path = config.dir.join("state");
         let incarnation = host.runtime.random();
-        let state = StateFile::open_or_create(&*host.disk, &path, config.group, &config.node, incarnation)?;
-        let identity = Identity { incarnation: state.incarnation(), session: host.runtime.random() };
+        let (group, node) = (config.group, config.node.clone());
+        let state = match StateFile::open(&*host.disk, &path) {
+            Err(StateError::Missing { .. }) => {
+                StateFile::create(&*host.disk, &path, State { group, node, incarnation, term: Term::NONE })?
+            }
+            opened => opened?,
+        };
+        state.expect(config.group, &config.node)?;
+        let identity = Identity { incarnation: state.state().incarnation, session: host.runtime.random() };
         let applied = engine.applied().map_err(NodeError::Engine)?;
         let last = log.last().map(|last| last.vlsn);
         if let Some(applied) = applied.filter(|applied| Some(*applied) > last) {

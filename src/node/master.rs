@@ -23,6 +23,7 @@ use crate::policy::{Level, Outcome, Policy, Token};
 use crate::histogram::Histogram;
 use crate::members::Health;
 use crate::progress::Positions;
+use crate::state::State;
 use crate::stats::Stats;
 use crate::worker::Stop;
 
@@ -83,11 +84,11 @@ impl Master {
         // A master that lost entries of its own flushed log must not lead; alone in its group, nobody else has them.
         let alone = config.members.iter().count() == 1;
         let doubtful = if alone { DoubtfulTail::Cut } else { DoubtfulTail::Refuse };
-        let mut unstarted = Core::open(config, host, engine, doubtful)?;
+        let unstarted = Core::open(config, host, engine, doubtful)?;
         let own = unstarted.core.config.node.clone();
-        let before = unstarted.state.term().max(unstarted.core.log.last().map_or(Term::NONE, |last| last.term));
+        let before = unstarted.state.state().term.max(unstarted.core.log.last().map_or(Term::NONE, |last| last.term));
         let term = if active(Bug::RestartResumesTerm) && before != Term::NONE { before } else { before.next() };
-        unstarted.state.store_term(term)?;
+        unstarted.state.store(State { term, ..unstarted.state.state() })?;
         let known = Vlsn::new(unstarted.core.apply.committed.get());
         let start = NewEntry { kind: EntryKind::TERM_START, txn: None, payload: &[] };
         let term_start = unstarted.core.log.append(term, &[start])?.first;

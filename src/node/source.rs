@@ -12,6 +12,7 @@ use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Log, Pin};
 use crate::matchpoint::{BadHistory, History};
 use crate::progress::Positions;
+use crate::syncup::history_of;
 
 pub(super) struct NodeSource {
     log: Log,
@@ -35,14 +36,11 @@ impl Source for NodeSource {
     }
 
     fn history(&self) -> Result<History, BadHistory> {
-        self.log.history()
+        history_of(&self.log)
     }
 
     fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {
-        match self.log.base().filter(|base| base.vlsn == vlsn) {
-            Some(base) => Ok(base),
-            None => self.log.position_at(vlsn),
-        }
+        self.log.position_at(vlsn)
     }
 
     fn positions(&self) -> Positions {

@@ -130,7 +130,7 @@ pub enum FollowError {
     Truncate(#[from] TruncateError),
     /// The new term could not be stored.
     #[error("the master's term could not be stored: {0}")]
-    State(std::sync::Arc<crate::state::StateError>),
+    State(#[from] crate::state::StateError),
     /// The master ended the connection.
     #[error("the master said goodbye: {0}")]
     Goodbye(ByeReason),
@@ -142,7 +142,7 @@ impl FollowError {
         match self {
             FollowError::Syncup(_) | FollowError::State(_) | FollowError::Truncate(_) => true,
             FollowError::Scan(ScanError::Poisoned) => true,
-            FollowError::Append(error) => error.is_fatal(),
+            FollowError::Append(AppendError::Poisoned) => true,
             _ => false,
         }
     }

@@ -21,7 +21,7 @@ use crate::planted::{Bug, active};
 use crate::replica::ack::{AckSender, Line};
 use crate::replica::{FollowError, ReplicaState};
 use crate::runtime::Runtime;
-use crate::state::StateFile;
+use crate::state::{State, StateFile};
 use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
 use crate::wire::compress::Expander;
@@ -40,7 +40,7 @@ pub(crate) struct Following {
     pub counters: Arc<Counters>,
     pub runtime: Arc<dyn Runtime>,
     /// The directory's small state: the highest term seen.
-    pub state: Mutex<StateFile>,
+    pub state: StateFile,
     /// Channels handed over by the embedder.
     offered: Mutex<VecDeque<Arc<dyn Channel>>>,
     /// The channel in use, so that closing the node can end it.
@@ -70,7 +70,7 @@ impl Following {
             acks,
             counters,
             runtime,
-            state: Mutex::new(state),
+            state,
             offered: Mutex::default(),
             current: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -115,7 +115,7 @@ impl Following {
     }
 
     fn term(&self) -> Term {
-        self.state.lock().term()
+        self.state.state().term
     }
 }
 
@@ -303,7 +303,7 @@ impl Session {
             return Err(error.into());
         }
         if term > ours {
-            shared.state.lock().store_term(term).map_err(|error| FollowError::State(Arc::new(error)))?;
+            shared.state.store(State { term, ..shared.state.state() })?;
         }
         self.term = term;
         line.set_term(term);
@@ -312,7 +312,7 @@ impl Session {
         let ours = Syncup {
             last: shared.log.last(),
             committed: Vlsn::new(shared.apply.committed.get()),
-            history: shared.log.history()?.spans().to_vec(),
+            history: syncup::history_of(&shared.log)?.spans().to_vec(),
         };
         if !line.send(&Message::Syncup(ours)) {
             return Err(crate::channel::ChannelError::Closed.into());
@@ -332,7 +332,6 @@ impl Session {
     fn matched(&mut self, shared: &Following, at: Option<Position>) -> Result<(), FollowError> {
         let log = &shared.log;
         let ours = match at {
-            Some(theirs) if log.base().is_some_and(|base| base.vlsn == theirs.vlsn) => log.base(),
             Some(theirs) if log.last().is_some_and(|last| last.vlsn >= theirs.vlsn) => {
                 Some(log.position_at(theirs.vlsn)?)
             }
