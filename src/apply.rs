@@ -70,7 +70,9 @@ impl ApplyState {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The engine refused entries.
-    #[error("the engine could not apply the entries after VLSN {after}: {source}; mend the engine and restart the node")]
+    #[error(
+        "the engine could not apply the entries after VLSN {after}: {source}; mend the engine and restart the node"
+    )]
     Engine {
         /// The last entry that it has applied; 0 for none.
         after: u64,
@@ -116,7 +118,17 @@ impl Apply {
     ) -> Apply {
         let pin = log.pin("engine", Vlsn::after(Vlsn::new(state.checkpointed.get())));
         let (life, scanner) = (log.life(), log.scanner());
-        Apply { log, life, scanner, engine, state, clock, checkpoint_every, checkpoint_due: Deadline::NEVER, pin }
+        Apply {
+            log,
+            life,
+            scanner,
+            engine,
+            state,
+            clock,
+            checkpoint_every,
+            checkpoint_due: Deadline::NEVER,
+            pin,
+        }
     }
 
     fn idle(&self) -> Result<Step, Stop> {
@@ -126,7 +138,10 @@ impl Apply {
     fn checkpoint(&mut self) -> Result<(), Stop> {
         self.checkpoint_due = Deadline::NEVER;
         let applied = self.state.applied.get();
-        let durable = self.engine.checkpoint().map_err(|source| Stop::failed(ApplyError::Checkpoint { at: applied, source }))?;
+        let durable = self
+            .engine
+            .checkpoint()
+            .map_err(|source| Stop::failed(ApplyError::Checkpoint { at: applied, source }))?;
         let durable = number(durable);
         assert!(durable <= applied, "engine checkpointed {durable}, beyond the {applied} that it applied");
         if durable > self.state.checkpointed.get() {
@@ -202,4 +217,3 @@ impl Worker for Apply {
         self.apply_up_to(committed.min(self.life.flushed.get()))
     }
 }
-

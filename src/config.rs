@@ -96,7 +96,9 @@ pub enum ConfigError {
         node: NodeId,
     },
     /// An address leaves the machine without encryption.
-    #[error("{address} leaves this machine without encryption; set plaintext to Allowed if the network is trusted")]
+    #[error(
+        "{address} leaves this machine without encryption; set plaintext to Allowed if the network is trusted"
+    )]
     PlaintextRefused {
         /// The address.
         address: Address,
@@ -153,10 +155,22 @@ impl Config {
         within("max_frame", self.max_frame, 64 << 10, 1 << 30, "64 KiB to 1 GiB")?;
         within("batch_bytes", self.batch_bytes, 4 << 10, self.max_frame as usize, "4 KiB to max_frame")?;
         let room = (self.max_frame as usize).min(self.segment_bytes as usize) - ENTRY_OVERHEAD;
-        within("max_payload", self.max_payload, 1, room, "1 byte to what fits into max_frame and segment_bytes")?;
+        within(
+            "max_payload",
+            self.max_payload,
+            1,
+            room,
+            "1 byte to what fits into max_frame and segment_bytes",
+        )?;
         within("lazy_flush", self.lazy_flush, ms(1), minute, "1 ms to 1 minute")?;
         within("heartbeat", self.heartbeat, ms(1), minute, "1 ms to 1 minute")?;
-        within("peer_timeout", self.peer_timeout, self.heartbeat * 3, minute * 60, "three heartbeats to 1 hour")?;
+        within(
+            "peer_timeout",
+            self.peer_timeout,
+            self.heartbeat * 3,
+            minute * 60,
+            "three heartbeats to 1 hour",
+        )?;
         within("handshake_timeout", self.handshake_timeout, ms(10), minute * 10, "10 ms to 10 minutes")?;
         within("backoff_min", self.backoff_min, ms(1), minute, "1 ms to 1 minute")?;
         within("backoff_max", self.backoff_max, self.backoff_min, minute * 60, "backoff_min to 1 hour")?;

@@ -51,7 +51,12 @@ fn capabilities(config: &CheckedConfig) -> Capabilities {
 ///
 /// # Errors
 /// The reason to refuse, as the replica is told it.
-pub fn judge_hello(config: &CheckedConfig, own: Identity, term: Term, hello: &Hello) -> Result<Welcome, RejectReason> {
+pub fn judge_hello(
+    config: &CheckedConfig,
+    own: Identity,
+    term: Term,
+    hello: &Hello,
+) -> Result<Welcome, RejectReason> {
     if hello.group != config.group {
         return Err(RejectReason::WrongGroup { ours: config.group });
     }
@@ -98,7 +103,9 @@ pub enum WelcomeError {
     #[error("the master chose capabilities or a frame limit that this node did not offer")]
     NotOffered,
     /// It is the master of an older term: deposed, restored from a backup, or wiped.
-    #[error("the master is in term {theirs}, but this node has followed term {ours}: it is stale, or its directory was lost")]
+    #[error(
+        "the master is in term {theirs}, but this node has followed term {ours}: it is stale, or its directory was lost"
+    )]
     StaleTerm {
         /// The term it leads.
         theirs: Term,
@@ -111,7 +118,12 @@ pub enum WelcomeError {
 ///
 /// # Errors
 /// [`WelcomeError`].
-pub fn judge_welcome(config: &CheckedConfig, ours: Term, theirs: Term, welcome: &Welcome) -> Result<(), WelcomeError> {
+pub fn judge_welcome(
+    config: &CheckedConfig,
+    ours: Term,
+    theirs: Term,
+    welcome: &Welcome,
+) -> Result<(), WelcomeError> {
     if welcome.version != VERSION {
         return Err(WelcomeError::Version { chosen: welcome.version });
     }
@@ -119,7 +131,9 @@ pub fn judge_welcome(config: &CheckedConfig, ours: Term, theirs: Term, welcome: 
         return Err(WelcomeError::UnknownMaster(welcome.node.clone()));
     }
     let offered = capabilities(config);
-    if welcome.capabilities.intersection(offered) != welcome.capabilities || welcome.max_frame > config.max_frame {
+    if welcome.capabilities.intersection(offered) != welcome.capabilities
+        || welcome.max_frame > config.max_frame
+    {
         return Err(WelcomeError::NotOffered);
     }
     if theirs < ours || theirs == Term::NONE {
@@ -179,7 +193,8 @@ mod tests {
     #[test]
     fn a_replica_refuses_a_stale_or_strange_master() {
         let welcome = judge(|_| ()).unwrap();
-        let verdict = |term, welcome: &Welcome| judge_welcome(&config("r"), Term::new(3), Term::new(term), welcome);
+        let verdict =
+            |term, welcome: &Welcome| judge_welcome(&config("r"), Term::new(3), Term::new(term), welcome);
         assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
         let strange = Welcome { node: NodeId::new("x").unwrap(), ..welcome.clone() };
         assert!(matches!(verdict(3, &strange), Err(WelcomeError::UnknownMaster(_))));

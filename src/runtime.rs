@@ -141,10 +141,10 @@ impl Shared {
     fn end(&self, stop: Stop, on_end: Box<dyn FnOnce(&Stop) + Send>) {
         *self.ended.lock() = Some(stop.clone());
         let asked = self.stopped.load(Ordering::SeqCst);
-        if !asked || matches!(stop, Stop::Failed(_)) {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| on_end(&stop))) {
-                log::error!("what follows the end of {} panicked: {}", self.name, text_of(&*panic));
-            }
+        if (!asked || matches!(stop, Stop::Failed(_)))
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| on_end(&stop)))
+        {
+            log::error!("what follows the end of {} panicked: {}", self.name, text_of(&*panic));
         }
     }
 }

@@ -124,7 +124,9 @@ impl StateFile {
             return Err(failed("create", path, io::ErrorKind::AlreadyExists.into()));
         }
         match disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &temporary, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &temporary, error));
+            }
             _ => {}
         }
         let file = disk.create(&temporary, SLOT * SLOTS).map_err(io("create"))?;
@@ -154,10 +156,15 @@ impl StateFile {
         let mut newest: Option<(u64, State)> = None;
         for slot in 0..SLOTS {
             let mut bytes = [0; USED];
-            let read = file.read_at(&mut bytes, slot * SLOT).map_err(|source| failed("read", path, source))?;
+            let read =
+                file.read_at(&mut bytes, slot * SLOT).map_err(|source| failed("read", path, source))?;
             match decode(&bytes[..read]) {
-                Slot::Newer(found) => return Err(StateError::NewerVersion { path: path.to_path_buf(), found }),
-                Slot::Damaged => log::warn!("copy {slot} in {} is damaged, and will be repaired", path.display()),
+                Slot::Newer(found) => {
+                    return Err(StateError::NewerVersion { path: path.to_path_buf(), found });
+                }
+                Slot::Damaged => {
+                    log::warn!("copy {slot} in {} is damaged, and will be repaired", path.display())
+                }
                 Slot::Good(sequence, state) => {
                     if newest.as_ref().is_none_or(|(best, _)| *best < sequence) {
                         newest = Some((sequence, state));
@@ -184,7 +191,7 @@ impl StateFile {
     ///
     /// # Errors
     /// [`StateError::Foreign`].
-    pub fn expect(&self, group: GroupId, node: &NodeId) -> Result<(), StateError> {
+    pub fn belongs_to(&self, group: GroupId, node: &NodeId) -> Result<(), StateError> {
         let state = self.state();
         if state.group == group && state.node == *node {
             return Ok(());
@@ -350,8 +357,8 @@ mod tests {
         let path = dir.path().join("state");
         let file = StateFile::create(&RealDisk, &path, state(1)).unwrap();
         let node = NodeId::new("n1").unwrap();
-        assert!(file.expect(GroupId::from_bits(5), &node).is_ok());
-        assert!(matches!(file.expect(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
+        assert!(file.belongs_to(GroupId::from_bits(5), &node).is_ok());
+        assert!(matches!(file.belongs_to(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
         let mut newer = encode(50, &state(1));
         newer[8] = 2;
         let crc = crc32fast::hash(&newer[..USED - 4]);

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::commit::GateState;
 use crate::counters::Counted;
+use crate::feeder::ReplicaStats;
 use crate::histogram::Histogram;
 use crate::ids::{GroupId, NodeId, Term, Vlsn, number};
-use crate::feeder::ReplicaStats;
 use crate::members::Health;
 use crate::progress::Positions;
 
@@ -252,7 +252,7 @@ mod tests {
             replicas: vec![ReplicaStats {
                 id: NodeId::new("b").unwrap(),
                 region: "e\"u\n".into(),
-                state: FeederState::Streaming,
+                state: crate::feeder::FeederState::Streaming,
                 health: Health::Healthy,
                 sent: at(9),
                 positions,
@@ -261,6 +261,7 @@ mod tests {
                 lag_time: Duration::from_millis(1500),
                 connected_for: Some(Duration::from_secs(60)),
                 last_seen: None,
+                last_error: None,
             }],
             gates: vec![GateState { rule: Rule::COMMITTED, reached: at(7), degraded: true }],
             counted: Counted { acks: 5, ..Counted::default() },

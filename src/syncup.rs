@@ -63,7 +63,9 @@ pub fn answer(
 pub enum SyncupError {
     /// The entries at the matchpoint differ although their term and VLSN are equal: one of the logs is not what the
     /// group wrote.
-    #[error("this node's entry {ours:?} differs from the master's {theirs} at the same place: one of the two logs is foreign or damaged; keep both and compare them")]
+    #[error(
+        "this node's entry {ours:?} differs from the master's {theirs} at the same place: one of the two logs is foreign or damaged; keep both and compare them"
+    )]
     Differs {
         /// The replica's entry; `None` if it has none there.
         ours: Option<Position>,
@@ -71,7 +73,9 @@ pub enum SyncupError {
         theirs: Position,
     },
     /// Following would undo entries that were committed.
-    #[error("the master's log agrees with this node's only up to VLSN {at}, but VLSN {committed} is known to be committed: the master has lost committed entries; keep this node's files")]
+    #[error(
+        "the master's log agrees with this node's only up to VLSN {at}, but VLSN {committed} is known to be committed: the master has lost committed entries; keep this node's files"
+    )]
     BelowCommitted {
         /// The matchpoint's VLSN; 0 for none.
         at: u64,
@@ -100,10 +104,10 @@ pub fn settle(
     committed: Option<Vlsn>,
 ) -> Result<Settlement, SyncupError> {
     let matched = at.map(|theirs| theirs.vlsn);
-    if let Some(theirs) = at {
-        if ours != Some(theirs) {
-            return Err(SyncupError::Differs { ours, theirs });
-        }
+    if let Some(theirs) = at
+        && ours != Some(theirs)
+    {
+        return Err(SyncupError::Differs { ours, theirs });
     }
     if let Some(committed) = committed.filter(|committed| Some(*committed) > matched) {
         return Err(SyncupError::BelowCommitted { at: crate::ids::number(matched), committed });
@@ -128,7 +132,10 @@ mod tests {
 
     #[test]
     fn what_lies_beyond_the_matchpoint_is_cut() {
-        assert_eq!(settle(at(5, 1), at(5, 1), at(7, 2), Vlsn::new(4)), Ok(Settlement::CutAfter(Vlsn::new(5))));
+        assert_eq!(
+            settle(at(5, 1), at(5, 1), at(7, 2), Vlsn::new(4)),
+            Ok(Settlement::CutAfter(Vlsn::new(5)))
+        );
         assert_eq!(settle(None, None, at(7, 2), None), Ok(Settlement::CutAfter(None)));
     }
 
@@ -138,6 +145,9 @@ mod tests {
         assert!(matches!(settle(at(5, 1), None, at(9, 9), None), Err(SyncupError::Differs { .. })));
         let below = settle(at(5, 1), at(5, 1), at(7, 2), Vlsn::new(6));
         assert!(matches!(below, Err(SyncupError::BelowCommitted { at: 5, .. })));
-        assert!(matches!(settle(None, None, at(7, 2), Vlsn::new(1)), Err(SyncupError::BelowCommitted { at: 0, .. })));
+        assert!(matches!(
+            settle(None, None, at(7, 2), Vlsn::new(1)),
+            Err(SyncupError::BelowCommitted { at: 0, .. })
+        ));
     }
 }

@@ -7,9 +7,9 @@ use crate::channel::ReceiveBuffer;
 use crate::clock::{Clock, Deadline, Wait};
 use crate::commit::CommitGates;
 use crate::feeder::connection::{Connection, FeedError};
-use crate::feeder::status::FeederState;
 use crate::feeder::hub::Hub;
 use crate::feeder::output::{FeederOut, Output};
+use crate::feeder::status::FeederState;
 use crate::handshake::{Identity, judge_hello};
 use crate::ids::{NodeId, Vlsn, VlsnRange};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
@@ -19,7 +19,9 @@ use crate::roster::Seat;
 use crate::runtime::Running;
 use crate::syncup::{self, Answer, AnswerError};
 use crate::wire::encode_entries_head;
-use crate::wire::message::{Ack, Capabilities, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup};
+use crate::wire::message::{
+    Ack, Capabilities, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup,
+};
 use crate::worker::{Step, Stop, Worker};
 
 /// The worker.

@@ -160,7 +160,8 @@ impl Connection {
         let from = if behind == 0 { FeederState::CatchingUp } else { FeederState::Streaming };
         // Being a frame behind is streaming still; only a sizeable backlog is a catch-up.
         if behind == 0 || behind > CATCH_UP_FROM {
-            let _other = self.state.compare_exchange(from as u8, state as u8, Ordering::SeqCst, Ordering::SeqCst);
+            let _other =
+                self.state.compare_exchange(from as u8, state as u8, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
 

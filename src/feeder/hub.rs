@@ -85,12 +85,15 @@ struct Registry {
     closed: bool,
     next_id: u64,
     /// Connections whose acks worker lives, in the order of their ids.
-    live: BTreeMap<u64, (Arc<Connection>, Option<Arc<dyn Running>>)>,
+    live: BTreeMap<u64, Live>,
     /// The connection that speaks for each replica, and what is known of those that are not connected.
     replicas: BTreeMap<NodeId, Known>,
     /// Rises with every change of `replicas`.
     epoch: u64,
 }
+
+/// A connection and its acks worker, once that is spawned.
+type Live = (Arc<Connection>, Option<Arc<dyn Running>>);
 
 /// What is known of a replica that has connected in this term.
 struct Known {
@@ -274,7 +277,13 @@ impl Hub {
     }
 
     /// Makes this connection the one that speaks for `node`; an earlier one is superseded and ends.
-    pub fn register(&self, connection: &Arc<Connection>, node: &NodeId, theirs: Identity, slot: Option<String>) {
+    pub fn register(
+        &self,
+        connection: &Arc<Connection>,
+        node: &NodeId,
+        theirs: Identity,
+        slot: Option<String>,
+    ) {
         let superseded = {
             let mut registry = self.registry.lock();
             registry.epoch += 1;
@@ -331,7 +340,7 @@ impl Hub {
             registry.epoch += 1;
             let Some(known) = registry.replicas.get_mut(node) else { return };
             // A newer connection of the same replica keeps its registration.
-            if !known.connection.as_ref().is_some_and(|current| current.id == connection.id) {
+            if known.connection.as_ref().is_none_or(|current| current.id != connection.id) {
                 return;
             }
             known.connection = None;
@@ -505,7 +514,8 @@ impl Hub {
     /// Ends all feeders and waits for their workers.
     pub fn close(&self) {
         self.sever();
-        let running: Vec<_> = self.registry.lock().live.values().filter_map(|(_, running)| running.clone()).collect();
+        let running: Vec<_> =
+            self.registry.lock().live.values().filter_map(|(_, running)| running.clone()).collect();
         for running in running {
             running.join();
         }
@@ -514,4 +524,3 @@ impl Hub {
 
 /// A committing thread sends frames up to this size itself; a socket takes that much in one go.
 const PUSH_BYTES: usize = 16 << 10;
-

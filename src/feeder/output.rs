@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use crate::clock::{Clock, Deadline, Wait};
 use crate::feeder::connection::{Connection, FeedError};
-use crate::feeder::status::FeederState;
 use crate::feeder::hub::Hub;
+use crate::feeder::status::FeederState;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
 use crate::planted::{Bug, active};
-use crate::wire::message::{Capabilities, Heartbeat, Message};
 use crate::wire::compress::Compressor;
 use crate::wire::encode_entries_head;
+use crate::wire::message::{Capabilities, Heartbeat, Message};
 use crate::worker::{Step, Stop, Worker};
 
 /// Frames whose acks are awaited and whose time is remembered, for lag in time.
@@ -89,11 +89,25 @@ impl Output {
     ) -> Output {
         let sent = if active(Bug::ResumeOffByOne) { Some(Vlsn::after(proved)) } else { proved };
         let compressor = capabilities.contains(Capabilities::LZ4).then(Box::default);
-        Output { scanner, sent, sequence, compressor, last_sent: now, blocked_since: None, scratch: Vec::new() }
+        Output {
+            scanner,
+            sent,
+            sequence,
+            compressor,
+            last_sent: now,
+            blocked_since: None,
+            scratch: Vec::new(),
+        }
     }
 
     /// Sends one frame of what the log has beyond what was sent, at most `max_bytes` (but a whole entry).
-    pub fn pump(&mut self, hub: &Hub, to: &Connection, max_bytes: usize, wait: Wait) -> Result<Pumped, FeedError> {
+    pub fn pump(
+        &mut self,
+        hub: &Hub,
+        to: &Connection,
+        max_bytes: usize,
+        wait: Wait,
+    ) -> Result<Pumped, FeedError> {
         let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
             return Ok(Pumped::Nothing);
         };
@@ -143,7 +157,13 @@ impl Output {
     }
 
     /// Sends a message other than entries.
-    pub fn message(&mut self, hub: &Hub, to: &Connection, message: &Message<'_>, wait: Wait) -> Result<bool, FeedError> {
+    pub fn message(
+        &mut self,
+        hub: &Hub,
+        to: &Connection,
+        message: &Message<'_>,
+        wait: Wait,
+    ) -> Result<bool, FeedError> {
         message.encode(hub.term(), self.sequence, &mut self.scratch);
         let sent = to.channel.send(&[IoSlice::new(&self.scratch)], wait)?;
         if sent {
@@ -201,7 +221,9 @@ impl FeederOut {
                 Pumped::Nothing => self.connection.caught_up(&self.hub, output.sent()),
             }
         }
-        if now >= output.last_sent + config.heartbeat && !output.heartbeat(&self.hub, &self.connection, Wait::Now)? {
+        if now >= output.last_sent + config.heartbeat
+            && !output.heartbeat(&self.hub, &self.connection, Wait::Now)?
+        {
             return self.blocked(output, now, give_up);
         }
         Ok(Next::WaitFor { after: output.sent(), until: output.last_sent + config.heartbeat })
@@ -219,9 +241,14 @@ impl FeederOut {
 enum Next {
     Again,
     /// The peer takes nothing; look again by then at the latest.
-    Blocked { until: Deadline },
+    Blocked {
+        until: Deadline,
+    },
     /// All was sent up to `after`.
-    WaitFor { after: Option<Vlsn>, until: Deadline },
+    WaitFor {
+        after: Option<Vlsn>,
+        until: Deadline,
+    },
 }
 
 impl Worker for FeederOut {

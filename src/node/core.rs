@@ -208,7 +208,7 @@ impl Core {
             }
             opened => opened?,
         };
-        state.expect(config.group, &config.node)?;
+        state.belongs_to(config.group, &config.node)?;
         let identity = Identity { incarnation: state.state().incarnation, session: host.runtime.random() };
         let applied = engine.applied().map_err(NodeError::Engine)?;
         let last = log.last().map(|last| last.vlsn);
@@ -235,7 +235,12 @@ impl Core {
     }
 
     /// Runs a worker until the node closes; its failure poisons the node.
-    pub fn spawn(&self, name: &str, worker: impl Worker + 'static, channels: Vec<Arc<dyn Channel>>) -> Arc<dyn Running> {
+    pub fn spawn(
+        &self,
+        name: &str,
+        worker: impl Worker + 'static,
+        channels: Vec<Arc<dyn Channel>>,
+    ) -> Arc<dyn Running> {
         let poison = Arc::clone(&self.poison);
         let on_end = Box::new(move |stop: &Stop| poison.strike(stop));
         let running = self.host.runtime.spawn(name.to_owned(), Box::new(worker), channels, on_end);

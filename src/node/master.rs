@@ -13,15 +13,15 @@ use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
 use crate::entry::{EntryKind, NewEntry};
 use crate::feeder::{Committing, Feeders, Feeding, Others, ReplicaStats};
+use crate::histogram::Histogram;
 use crate::ids::{NodeId, Position, Term, TermSpan, Vlsn};
-use crate::log::{AppendError, DoubtfulTail, FlushError, Pruned, PruneError};
+use crate::log::{AppendError, DoubtfulTail, FlushError, PruneError, Pruned};
+use crate::members::Health;
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::node::dispatch::Dispatch;
 use crate::node::source::NodeSource;
 use crate::planted::{Bug, active};
 use crate::policy::{Level, Outcome, Policy, Token};
-use crate::histogram::Histogram;
-use crate::members::Health;
 use crate::progress::Positions;
 use crate::state::State;
 use crate::stats::Stats;
@@ -86,13 +86,18 @@ impl Master {
         let doubtful = if alone { DoubtfulTail::Cut } else { DoubtfulTail::Refuse };
         let unstarted = Core::open(config, host, engine, doubtful)?;
         let own = unstarted.core.config.node.clone();
-        let before = unstarted.state.state().term.max(unstarted.core.log.last().map_or(Term::NONE, |last| last.term));
-        let term = if active(Bug::RestartResumesTerm) && before != Term::NONE { before } else { before.next() };
+        let before =
+            unstarted.state.state().term.max(unstarted.core.log.last().map_or(Term::NONE, |last| last.term));
+        let term =
+            if active(Bug::RestartResumesTerm) && before != Term::NONE { before } else { before.next() };
         unstarted.state.store(State { term, ..unstarted.state.state() })?;
         let known = Vlsn::new(unstarted.core.apply.committed.get());
         let start = NewEntry { kind: EntryKind::TERM_START, txn: None, payload: &[] };
         let term_start = unstarted.core.log.append(term, &[start])?.first;
-        log::info!("{own} is master in term {term} from VLSN {term_start}; the log opened {:?}", unstarted.opened);
+        log::info!(
+            "{own} is master in term {term} from VLSN {term_start}; the log opened {:?}",
+            unstarted.opened
+        );
         let (core, _state) = unstarted.start();
         let group = core.config.group;
         let mastership = Mastership { group, term, term_start, committed: known };
@@ -118,8 +123,15 @@ impl Master {
         core.apply.on_advance(Some(Arc::new(move || applied.own_progress())));
         core.spawn("commit-tell", feeders.teller(), Vec::new());
         core.log.request_flush(term_start);
-        let mut master =
-            Master { core, feeders, term, address: None, closer: None, latency: Mutex::default(), closed: AtomicBool::new(false) };
+        let mut master = Master {
+            core,
+            feeders,
+            term,
+            address: None,
+            closer: None,
+            latency: Mutex::default(),
+            closed: AtomicBool::new(false),
+        };
         if let Some(at) = master.core.config.listen.clone() {
             let listener = master.core.host.runtime.listen(&at);
             let listener = listener.map_err(|error| NodeError::Listen { at, kind: error.kind() })?;
@@ -158,7 +170,8 @@ impl Master {
     }
 
     fn stage(&self, entries: &[NewEntry<'_>], policy: Policy) -> Result<Ticket, WriteRefused> {
-        let reserved = |kind: EntryKind| (EntryKind::TERM_START.0..EntryKind::ENGINE_FIRST.0).contains(&kind.0);
+        let reserved =
+            |kind: EntryKind| (EntryKind::TERM_START.0..EntryKind::ENGINE_FIRST.0).contains(&kind.0);
         if let Some(entry) = entries.iter().find(|entry| reserved(entry.kind)) {
             return Err(WriteRefused::ReservedKind(entry.kind));
         }
@@ -237,10 +250,10 @@ impl Master {
                 Err(error) => Err(Stop::failed(error)),
             }
         };
-        if let Err(stop) = done {
-            if self.core.log.poisoned() {
-                self.core.poison.strike(&stop);
-            }
+        if let Err(stop) = done
+            && self.core.log.poisoned()
+        {
+            self.core.poison.strike(&stop);
         }
     }
 

@@ -40,7 +40,11 @@ impl Replica {
         }
         // What a replica cuts, its master still has, and sends again.
         let unstarted = Core::open(config, host, engine, DoubtfulTail::Cut)?;
-        log::info!("{} opens as a replica; the log opened {:?}", unstarted.core.config.node, unstarted.opened);
+        log::info!(
+            "{} opens as a replica; the log opened {:?}",
+            unstarted.core.config.node,
+            unstarted.opened
+        );
         let (core, state) = unstarted.start();
         let acks =
             Arc::new(AckSender::new(core.log.clone(), Arc::clone(&core.apply), Arc::clone(&core.counters)));

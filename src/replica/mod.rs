@@ -139,11 +139,13 @@ pub enum FollowError {
 impl FollowError {
     /// Whether trying again can't help and may do harm: the node stops and keeps its files for a person to look at.
     pub fn is_fatal(&self) -> bool {
-        match self {
-            FollowError::Syncup(_) | FollowError::State(_) | FollowError::Truncate(_) => true,
-            FollowError::Scan(ScanError::Poisoned) => true,
-            FollowError::Append(AppendError::Poisoned) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            FollowError::Syncup(_)
+                | FollowError::State(_)
+                | FollowError::Truncate(_)
+                | FollowError::Scan(ScanError::Poisoned)
+                | FollowError::Append(AppendError::Poisoned)
+        )
     }
 }

@@ -257,8 +257,12 @@ impl Session {
                 self.take(shared, header.term, message)?;
                 self.expander = self.expander.take().or(expander);
             }
-            None if clock.now() >= deadline && streaming => return Err(FollowError::Silent(config.peer_timeout)),
-            None if clock.now() >= deadline => return Err(FollowError::HandshakeTimeout(config.handshake_timeout)),
+            None if clock.now() >= deadline && streaming => {
+                return Err(FollowError::Silent(config.peer_timeout));
+            }
+            None if clock.now() >= deadline => {
+                return Err(FollowError::HandshakeTimeout(config.handshake_timeout));
+            }
             None => return Ok(Step::Idle { due }),
         }
         if streaming && self.unacked > 0 && (self.unacked >= ACK_EVERY || !buffer.buffered()) {
@@ -294,7 +298,9 @@ impl Session {
     }
 
     fn welcomed(&mut self, shared: &Following, term: Term, welcome: &Welcome) -> Result<(), FollowError> {
-        let Talk::Welcome(line) = &mut self.talk else { unreachable!("a welcome is taken while one is awaited") };
+        let Talk::Welcome(line) = &mut self.talk else {
+            unreachable!("a welcome is taken while one is awaited")
+        };
         let ours = shared.term();
         if let Err(error) = judge_welcome(&shared.config, ours, term, welcome) {
             if term < ours {
@@ -425,7 +431,12 @@ impl Session {
         self.flush_wanted(shared, shared.acks.wanted_durable(), bytes)
     }
 
-    fn flush_wanted(&self, shared: &Following, wanted: Option<Vlsn>, bytes: usize) -> Result<(), FollowError> {
+    fn flush_wanted(
+        &self,
+        shared: &Following,
+        wanted: Option<Vlsn>,
+        bytes: usize,
+    ) -> Result<(), FollowError> {
         let target = wanted.min(self.last.map(|last| last.vlsn));
         let Some(target) = target.filter(|target| target.get() > shared.log.life().flushed.get()) else {
             return Ok(());
