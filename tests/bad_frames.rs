@@ -69,7 +69,6 @@ fn samples() -> Vec<Message<'static>> {
         Message::Syncup(Syncup {
             last: at,
             committed: v(3),
-            oldest: v(1),
             history: vec![
                 TermSpan { term: Term::new(1), first },
                 TermSpan { term: Term::new(2), first: last },
@@ -79,7 +78,14 @@ fn samples() -> Vec<Message<'static>> {
         Message::Matchpoint(Matchpoint { at: None }),
         Message::NeedSnapshot(NeedSnapshot { oldest: v(9) }),
         Message::Behind(Behind { last: None }),
-        Message::Entries(Entries { committed: v(1), durable_wanted: None, first, last, run: b"entries" }),
+        Message::Entries(Entries {
+            committed: v(1),
+            durable_wanted: None,
+            applied_wanted: None,
+            first,
+            last,
+            run: b"entries",
+        }),
         Message::EntryRequest(EntryRequest { from: first, to: last, max_entries: 3, max_bytes: 4 }),
         Message::Ack(Ack { received: v(4), durable: v(3), applied: v(2), checkpointed: v(1) }),
         Message::Nack(Nack { reason: NackReason::Hole, at: v(2) }),
@@ -88,6 +94,7 @@ fn samples() -> Vec<Message<'static>> {
             flushed: v(3),
             committed: v(2),
             durable_wanted: v(4),
+            applied_wanted: v(2),
             health: Health::Degraded,
             clock: 99,
         }),
@@ -239,8 +246,13 @@ mod compressed {
     use super::*;
     use quorate::wire::compress::{Compressor, Expander};
 
-    const HEAD: EntriesHead =
-        EntriesHead { committed: None, durable_wanted: None, first: Vlsn::FIRST, last: Vlsn::FIRST };
+    const HEAD: EntriesHead = EntriesHead {
+        committed: None,
+        durable_wanted: None,
+        applied_wanted: None,
+        first: Vlsn::FIRST,
+        last: Vlsn::FIRST,
+    };
 
     #[test]
     fn a_compressed_run_comes_back_and_damage_is_refused() {
@@ -344,18 +356,18 @@ proptest! {
         let healths = [Health::Healthy, Health::Degraded, Health::CatchingUp, Health::Lagging, Health::Error];
         let health = healths[which % healths.len()];
         let messages = [
-            Message::Syncup(Syncup { last: at, committed: v[0], oldest: v[1], history }),
+            Message::Syncup(Syncup { last: at, committed: v[0], history }),
             Message::Matchpoint(Matchpoint { at }),
             Message::NeedSnapshot(NeedSnapshot { oldest: v[0] }),
             Message::Behind(Behind { last: v[0] }),
-            Message::Entries(Entries { committed: v[0], durable_wanted: v[1], first, last, run: &run }),
+            Message::Entries(Entries { committed: v[0], durable_wanted: v[1], applied_wanted: v[2], first, last, run: &run }),
             Message::EntryRequest(EntryRequest {
                 from: first, to: last, max_entries: numbers[0], max_bytes: numbers[1],
             }),
             Message::Ack(Ack { received: v[0], durable: v[1], applied: v[2], checkpointed: v[3] }),
             Message::Nack(Nack { reason: NackReason::ALL[which % NackReason::ALL.len()], at: v[0] }),
             Message::Heartbeat(Heartbeat {
-                written: v[0], flushed: v[1], committed: v[2], durable_wanted: v[3], health, clock,
+                written: v[0], flushed: v[1], committed: v[2], durable_wanted: v[3], applied_wanted: v[1], health, clock,
             }),
             Message::HeartbeatReply(HeartbeatReply { clock, health }),
             Message::Bye(Bye { reason: ByeReason::ALL[which % ByeReason::ALL.len()] }),

@@ -26,7 +26,13 @@ fn soon() -> Wait {
 
 /// The bytes before the run of a frame with this sequence.
 pub fn head(sequence: u64, run_len: usize) -> [u8; ENTRIES_HEAD_LEN] {
-    let head = EntriesHead { committed: None, durable_wanted: None, first: Vlsn::FIRST, last: Vlsn::FIRST };
+    let head = EntriesHead {
+        committed: None,
+        durable_wanted: None,
+        applied_wanted: None,
+        first: Vlsn::FIRST,
+        last: Vlsn::FIRST,
+    };
     encode_entries_head(Term::new(1), sequence, &head, run_len)
 }
 
