@@ -21,6 +21,8 @@ pub mod progress;
 pub mod quorum;
 pub mod roster;
 pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod stats;
 mod sync;
 pub mod watermark;

@@ -32,7 +32,22 @@ pub enum ChannelError {
 
 /// The buffer that a receiver owns and frames are lent from.
 #[derive(Default)]
-pub struct ReceiveBuffer {}
+pub struct ReceiveBuffer {
+    bytes: Vec<u8>,
+}
+
+impl ReceiveBuffer {
+    /// For channels that carry whole frames in buffers: takes one such frame, says whether another is waiting, and
+    /// gives back the buffer of the frame before, to be used again.
+    pub fn hold(&mut self, frame: Vec<u8>, _more: bool) -> Vec<u8> {
+        std::mem::replace(&mut self.bytes, frame)
+    }
+
+    /// The frame lent last.
+    pub fn lent(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// A connection to one peer. One thread sends and one receives at a time; any thread may close.
 pub trait Channel: Send + Sync {
