@@ -103,6 +103,8 @@ pub mod quorum;
 pub mod replica;
 pub mod roster;
 pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod state;
 pub mod stats;
 mod sync;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::clock::Wait;
+use crate::planted::{Bug, active};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Thread, current, park, park_timeout};
 
 /// The means by which a thread is woken: one for each thread, made when it first waits.
@@ -91,8 +92,21 @@ impl Watermark {
     /// Raises the position to `to`, if it is lower, and wakes those who waited for that. Never blocks for long: it
     /// takes the list's lock only if somebody is to be woken.
     pub fn advance(&self, to: u64) {
+        if active(Bug::WakeUpLost) {
+            return self.advance_after_looking(to);
+        }
         self.value.fetch_max(to, Ordering::SeqCst);
         if self.lowest.load(Ordering::SeqCst) <= to {
+            self.wake_reached();
+        }
+    }
+
+    /// What [`advance`](Self::advance) does under [`Bug::WakeUpLost`]: it looks for waiters before the value is there, so
+    /// that one who comes between the two is seen by nobody.
+    fn advance_after_looking(&self, to: u64) {
+        let awaited = self.lowest.load(Ordering::SeqCst) <= to;
+        self.value.fetch_max(to, Ordering::SeqCst);
+        if awaited {
             self.wake_reached();
         }
     }

@@ -22,7 +22,7 @@ use crate::disk::DiskFile;
 
 /// Mapped memory that can't be read as it is: only an [`AppendMap`] hands out its bytes.
 pub struct Mapping {
-    raw: MmapRaw,
+    raw: Arc<MmapRaw>,
     of_file: bool,
 }
 
@@ -40,7 +40,7 @@ impl Mapping {
             ));
         }
         let raw = MmapOptions::new().len(len).map_raw_read_only(file)?;
-        Ok(Mapping { raw, of_file: true })
+        Ok(Mapping { raw: Arc::new(raw), of_file: true })
     }
 
     /// Memory that belongs to no file, all zeroes: the "page cache" of a simulated file.
@@ -48,7 +48,19 @@ impl Mapping {
     /// # Errors
     /// The system's error.
     pub fn anonymous(len: usize) -> io::Result<Mapping> {
-        Ok(Mapping { raw: MmapOptions::new().len(len).map_anon()?.into(), of_file: false })
+        let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        Ok(Mapping { raw: Arc::new(raw), of_file: false })
+    }
+
+    /// The same anonymous memory once more: what maps a simulated file and what is written to it later are one, as with
+    /// a real file's page cache.
+    ///
+    /// # Panics
+    /// If this maps a file.
+    #[cfg(feature = "sim")]
+    pub(crate) fn share(&self) -> Mapping {
+        assert!(!self.of_file, "a file is mapped again through the file");
+        Mapping { raw: Arc::clone(&self.raw), of_file: false }
     }
 
     /// Mapped bytes.
@@ -73,9 +85,11 @@ impl Mapping {
             offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len()),
             "write past the mapping"
         );
-        // SAFETY: the range lies in the mapping (asserted), which is private writable memory of ours. No slice covers
-        // it: slices exist only below `published`, and writers stay at or above it (the module's rule). `bytes` can't
-        // overlap it for the same reason. All simulated nodes live on one thread, so nothing races.
+        // SAFETY: the range lies in the mapping (asserted), which is private writable memory of ours, kept alive by the
+        // Arc. No slice covers it: slices exist only below the `published` of an `AppendMap` over this memory, and
+        // writers stay at or above it (the module's rule, which binds the simulated file's callers like a real one's).
+        // `bytes` can't overlap it for the same reason. Writes and `read_simulated` do not race: both are called by
+        // the simulated disk alone, which holds its lock over every access to the memory of its files.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.raw.as_mut_ptr().add(offset), bytes.len())
         }
@@ -90,7 +104,7 @@ impl Mapping {
         assert!(!self.of_file, "a mapped file is read through the file");
         assert!(offset.checked_add(into.len()).is_some_and(|end| end <= self.len()), "read past the mapping");
         // SAFETY: the range lies in the mapping (asserted) and is initialised (anonymous memory starts as zeroes);
-        // `into` is the caller's own memory, so the two can't overlap.
+        // `into` is exclusively borrowed, so the two can't overlap; no write races (see `write_simulated`).
         unsafe { std::ptr::copy_nonoverlapping(self.raw.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
     }
 }
