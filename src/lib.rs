@@ -14,6 +14,7 @@ pub mod members;
 pub mod planted;
 pub mod policy;
 pub mod runtime;
+pub mod state;
 mod sync;
 pub mod watermark;
 pub mod wire;

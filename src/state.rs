@@ -1,0 +1,362 @@
+//! The small state of a node: what has to be durable before anybody is answered, and is not in the log.
+//!
+//! Two slots in separate blocks of 4 KiB hold it, both written and synced by every store. A block that a crash tears, or
+//! that goes bad, leaves the other.
+
+use std::io::{self, Cursor, IoSlice, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use byteorder::{LE, ReadBytesExt};
+use parking_lot::Mutex;
+
+use crate::disk::{Disk, DiskFile};
+use crate::ids::{GroupId, NodeId, Term};
+
+/// The version of the format that this software writes, and the latest that it reads.
+const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"QRSTATE\0";
+const SLOT: u64 = 4096;
+const SLOTS: u64 = 2;
+/// Bytes of a slot that are in use; the rest is zero.
+const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + 4;
+
+/// The small state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct State {
+    /// The group that the directory belongs to.
+    pub group: GroupId,
+    /// The node that it belongs to.
+    pub node: NodeId,
+    /// A random number, made with the directory: tells a node whose disk was replaced from the one before.
+    pub incarnation: u64,
+    /// The highest term that this node has heard of or led.
+    pub term: Term,
+}
+
+/// Why the small state can't be read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StateError {
+    /// The system refused. After a failed store the state on disk is the old or the new one.
+    #[error("can't {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: Arc<io::Error>,
+    },
+    /// There is none.
+    #[error("{path} does not exist: the directory was never set up", path = path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Both copies are damaged.
+    #[error("both copies in {path} are damaged: wipe the directory and rejoin", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A later version of this software wrote it.
+    #[error(
+        "{path} has format version {found}, and this software reads up to {VERSION}: upgrade it",
+        path = path.display()
+    )]
+    NewerVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+    },
+    /// It belongs to another group or node.
+    #[error(
+        "{path} belongs to node {found_node} of group {found_group}, not to node {node} of group {group}",
+        path = path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The group in it.
+        found_group: GroupId,
+        /// The node in it.
+        found_node: NodeId,
+        /// The group expected.
+        group: GroupId,
+        /// The node expected.
+        node: NodeId,
+    },
+    /// An earlier store failed, and nothing is known of what the disk holds.
+    #[error("an earlier store to {path} failed: restart the node", path = path.display())]
+    Poisoned {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The file that keeps the small state. All methods may be called from any thread and block on the device.
+pub struct StateFile {
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    state: State,
+    /// Counts stores; the higher slot is the newer.
+    sequence: u64,
+    failed: bool,
+}
+
+impl StateFile {
+    /// Makes the file, durably with its directory entry. Fails if it exists.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn create(disk: &dyn Disk, path: &Path, state: State) -> Result<StateFile, StateError> {
+        // Under a name of its own first, so that a crash leaves no file without a state.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let io = |action| move |source| failed(action, path, source);
+        if disk.open(path).is_ok() {
+            return Err(failed("create", path, io::ErrorKind::AlreadyExists.into()));
+        }
+        match disk.remove(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &temporary, error)),
+            _ => {}
+        }
+        let file = disk.create(&temporary, SLOT * SLOTS).map_err(io("create"))?;
+        let made = StateFile {
+            path: path.to_path_buf(),
+            file,
+            inner: Mutex::new(Inner { state: state.clone(), sequence: 0, failed: false }),
+        };
+        made.store(state)?;
+        disk.rename(&temporary, path).map_err(io("rename"))?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        disk.sync_dir(dir).map_err(io("sync the directory of"))?;
+        Ok(made)
+    }
+
+    /// Opens the file. If one copy is damaged or older, it is repaired from the other before this returns.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn open(disk: &dyn Disk, path: &Path) -> Result<StateFile, StateError> {
+        let file = match disk.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::Missing { path: path.to_path_buf() });
+            }
+            other => other.map_err(|source| failed("open", path, source))?,
+        };
+        let mut newest: Option<(u64, State)> = None;
+        for slot in 0..SLOTS {
+            let mut bytes = [0; USED];
+            let read = file.read_at(&mut bytes, slot * SLOT).map_err(|source| failed("read", path, source))?;
+            match decode(&bytes[..read]) {
+                Slot::Newer(found) => return Err(StateError::NewerVersion { path: path.to_path_buf(), found }),
+                Slot::Damaged => log::warn!("copy {slot} in {} is damaged, and will be repaired", path.display()),
+                Slot::Good(sequence, state) => {
+                    if newest.as_ref().is_none_or(|(best, _)| *best < sequence) {
+                        newest = Some((sequence, state));
+                    }
+                }
+            }
+        }
+        let Some((sequence, state)) = newest else {
+            return Err(StateError::Damaged { path: path.to_path_buf() });
+        };
+        let inner = Inner { state: state.clone(), sequence, failed: false };
+        let opened = StateFile { path: path.to_path_buf(), file, inner: Mutex::new(inner) };
+        // Both copies are written anew: what was read may be in the page cache only.
+        opened.store(state)?;
+        Ok(opened)
+    }
+
+    /// The state as last stored.
+    pub fn state(&self) -> State {
+        self.inner.lock().state.clone()
+    }
+
+    /// Whether the file is of this group and node.
+    ///
+    /// # Errors
+    /// [`StateError::Foreign`].
+    pub fn expect(&self, group: GroupId, node: &NodeId) -> Result<(), StateError> {
+        let state = self.state();
+        if state.group == group && state.node == *node {
+            return Ok(());
+        }
+        Err(StateError::Foreign {
+            path: self.path.clone(),
+            found_group: state.group,
+            found_node: state.node,
+            group,
+            node: node.clone(),
+        })
+    }
+
+    /// Writes and syncs both copies, the older one first. When this returns the state is durable.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; every later store then fails with `Poisoned`, since a failed sync proves nothing either way.
+    pub fn store(&self, state: State) -> Result<(), StateError> {
+        let mut inner = self.inner.lock();
+        if inner.failed {
+            return Err(StateError::Poisoned { path: self.path.clone() });
+        }
+        let sequence = inner.sequence + 1;
+        let bytes = encode(sequence, &state);
+        for turn in 0..SLOTS {
+            let slot = (sequence + turn) % SLOTS;
+            let written = self.file.write_at(&[IoSlice::new(&bytes)], slot * SLOT);
+            // Each copy is durable before the other is touched: a crash never finds both half written.
+            if let Err(source) = written.and_then(|()| self.file.sync()) {
+                inner.failed = true;
+                return Err(failed("write", &self.path, source));
+            }
+        }
+        inner.sequence = sequence;
+        inner.state = state;
+        Ok(())
+    }
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> StateError {
+    StateError::Io { action, path: path.to_path_buf(), source: Arc::new(source) }
+}
+
+fn encode(sequence: u64, state: &State) -> Vec<u8> {
+    let mut out = Vec::with_capacity(USED);
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(&state.group.bits().to_le_bytes());
+    out.extend_from_slice(&state.incarnation.to_le_bytes());
+    out.extend_from_slice(&state.term.get().to_le_bytes());
+    let name = state.node.as_str().as_bytes();
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+    out.resize(USED - 4, 0);
+    let crc = crc32fast::hash(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+enum Slot {
+    Good(u64, State),
+    Newer(u32),
+    Damaged,
+}
+
+fn decode(bytes: &[u8]) -> Slot {
+    let Some((body, crc)) = bytes.split_last_chunk::<4>().filter(|_| bytes.len() == USED) else {
+        return Slot::Damaged;
+    };
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+        return Slot::Damaged;
+    }
+    take(body).ok().flatten().unwrap_or(Slot::Damaged)
+}
+
+fn take(body: &[u8]) -> io::Result<Option<Slot>> {
+    let mut from = Cursor::new(body);
+    let mut magic = [0; 8];
+    from.read_exact(&mut magic)?;
+    if &magic != MAGIC {
+        return Ok(None);
+    }
+    let version = from.read_u32::<LE>()?;
+    if version > VERSION {
+        return Ok(Some(Slot::Newer(version)));
+    }
+    let sequence = from.read_u64::<LE>()?;
+    let group = GroupId::from_bits(from.read_u128::<LE>()?);
+    let incarnation = from.read_u64::<LE>()?;
+    let term = Term::new(from.read_u32::<LE>()?);
+    let mut name = vec![0; usize::from(from.read_u8()?)];
+    from.read_exact(&mut name)?;
+    let node = std::str::from_utf8(&name).ok().and_then(|text| NodeId::new(text).ok());
+    Ok(node.map(|node| Slot::Good(sequence, State { group, node, incarnation, term })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    fn state(term: u32) -> State {
+        State {
+            group: GroupId::from_bits(5),
+            node: NodeId::new("n1").unwrap(),
+            incarnation: 9,
+            term: Term::new(term),
+        }
+    }
+
+    fn flip(path: &Path, at: u64) {
+        let file = RealDisk.open(path).unwrap();
+        let mut byte = [0];
+        file.read_at(&mut byte, at).unwrap();
+        file.write_at(&[IoSlice::new(&[byte[0] ^ 1])], at).unwrap();
+    }
+
+    #[test]
+    fn what_was_stored_is_read_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::Missing { .. })));
+        let file = StateFile::create(&RealDisk, &path, state(1)).unwrap();
+        file.store(state(2)).unwrap();
+        assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), state(2));
+        assert!(StateFile::create(&RealDisk, &path, state(1)).is_err());
+    }
+
+    #[test]
+    fn one_damaged_copy_is_repaired_and_two_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        StateFile::create(&RealDisk, &path, state(7)).unwrap();
+        for at in 0..USED as u64 {
+            for slot in [0, SLOT] {
+                flip(&path, slot + at);
+                assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), state(7), "byte {at}");
+            }
+        }
+        // The repair made both good again: one more flip in the other copy is survived.
+        flip(&path, 3);
+        flip(&path, SLOT + 30);
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_store_torn_between_the_copies_yields_the_newer_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let file = StateFile::create(&RealDisk, &path, state(1)).unwrap();
+        for slot in [0, SLOT] {
+            let newer = encode(99, &state(8));
+            RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], slot).unwrap();
+            assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), state(8));
+            file.store(state(1)).unwrap();
+        }
+    }
+
+    #[test]
+    fn another_group_and_a_newer_version_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let file = StateFile::create(&RealDisk, &path, state(1)).unwrap();
+        let node = NodeId::new("n1").unwrap();
+        assert!(file.expect(GroupId::from_bits(5), &node).is_ok());
+        assert!(matches!(file.expect(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
+        let mut newer = encode(50, &state(1));
+        newer[8] = 2;
+        let crc = crc32fast::hash(&newer[..USED - 4]);
+        newer[USED - 4..].copy_from_slice(&crc.to_le_bytes());
+        RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], 0).unwrap();
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 2, .. })));
+    }
+}
