@@ -33,6 +33,10 @@ pub trait Disk: Send + Sync {
 }
 
 /// An open file.
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "a file's length can fail, and nobody asks whether it is empty"
+)]
 pub trait DiskFile: Send + Sync {
     /// Writes all of `slices`, one after the other, at `offset`; grows the file if need be.
     fn write_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
@@ -206,7 +210,8 @@ mod tests {
     fn many_slices_are_written_one_after_the_other() {
         let dir = tempfile::tempdir().unwrap();
         let file = RealDisk.create(&dir.path().join("f"), 0).unwrap();
-        let pieces: Vec<Vec<u8>> = (0..3000u32).map(|n| n.to_le_bytes()[..(n % 4) as usize].to_vec()).collect();
+        let pieces: Vec<Vec<u8>> =
+            (0..3000u32).map(|n| n.to_le_bytes()[..(n % 4) as usize].to_vec()).collect();
         let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         file.write_at(&slices, 7).unwrap();
         let all = pieces.concat();

@@ -124,7 +124,9 @@ impl StateFile {
             return Err(failed("create", path, io::ErrorKind::AlreadyExists.into()));
         }
         match disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &temporary, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &temporary, error));
+            }
             _ => {}
         }
         let file = disk.create(&temporary, SLOT * SLOTS).map_err(io("create"))?;
@@ -154,10 +156,15 @@ impl StateFile {
         let mut newest: Option<(u64, State)> = None;
         for slot in 0..SLOTS {
             let mut bytes = [0; USED];
-            let read = file.read_at(&mut bytes, slot * SLOT).map_err(|source| failed("read", path, source))?;
+            let read =
+                file.read_at(&mut bytes, slot * SLOT).map_err(|source| failed("read", path, source))?;
             match decode(&bytes[..read]) {
-                Slot::Newer(found) => return Err(StateError::NewerVersion { path: path.to_path_buf(), found }),
-                Slot::Damaged => log::warn!("copy {slot} in {} is damaged, and will be repaired", path.display()),
+                Slot::Newer(found) => {
+                    return Err(StateError::NewerVersion { path: path.to_path_buf(), found });
+                }
+                Slot::Damaged => {
+                    log::warn!("copy {slot} in {} is damaged, and will be repaired", path.display())
+                }
                 Slot::Good(sequence, state) => {
                     if newest.as_ref().is_none_or(|(best, _)| *best < sequence) {
                         newest = Some((sequence, state));

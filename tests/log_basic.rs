@@ -95,7 +95,8 @@ fn an_oversized_entry_amid_small_ones_stays_whole_and_in_order() {
     for size in sizes {
         log.append(t(1), &[NewEntry::data(&large[..size])]).unwrap();
     }
-    log.append(t(1), &[NewEntry::data(b"a"), NewEntry::data(&large[..100_000]), NewEntry::data(b"b")]).unwrap();
+    log.append(t(1), &[NewEntry::data(b"a"), NewEntry::data(&large[..100_000]), NewEntry::data(b"b")])
+        .unwrap();
     let expected: Vec<usize> = sizes.into_iter().chain([1, 100_000, 1]).collect();
     log.close().unwrap();
     let (log, _) = common::try_open(config).unwrap();

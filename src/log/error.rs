@@ -160,7 +160,9 @@ pub enum AppendError {
     #[error("there is no entry to append")]
     Empty,
     /// The payload is over the limit.
-    #[error("a payload of {len} bytes is over the limit of {limit}: split it, or raise max_payload on every node")]
+    #[error(
+        "a payload of {len} bytes is over the limit of {limit}: split it, or raise max_payload on every node"
+    )]
     TooLarge {
         /// Bytes of the payload, or of the whole entry if it came in a run.
         len: usize,
@@ -210,7 +212,9 @@ pub enum FlushError {
     #[error("the log was truncated while the flush was waited for")]
     LifeEnded,
     /// The sync failed. It is not tried again, and the log is poisoned.
-    #[error("the log is poisoned, and what was written since the last flush may be lost: restart the node: {0}")]
+    #[error(
+        "the log is poisoned, and what was written since the last flush may be lost: restart the node: {0}"
+    )]
     Sync(IoFailure),
     /// A sync failed earlier.
     #[error("the log is poisoned by an earlier failed sync: restart the node")]

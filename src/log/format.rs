@@ -113,9 +113,12 @@ impl SegmentHeader {
         let first = Vlsn::new(body.read_u64::<LE>()?);
         let base = take_position(body)?;
         let created = body.read_u64::<LE>()?;
-        Ok(first
-            .filter(|_| header_len as usize == SEGMENT_HEADER_LEN)
-            .map(|first| SegmentHeader { group, first, base, created }))
+        Ok(first.filter(|_| header_len as usize == SEGMENT_HEADER_LEN).map(|first| SegmentHeader {
+            group,
+            first,
+            base,
+            created,
+        }))
     }
 }
 
@@ -293,7 +296,9 @@ mod tests {
     fn names_are_parsed_strictly() {
         let first = Vlsn::FIRST.next();
         assert_eq!(first_in_name(&segment_name(first), ".seg"), Some(first));
-        for name in ["2.seg", "0000000000000000000x.seg", "00000000000000000000.seg", "+0000000000000000002.seg"] {
+        for name in
+            ["2.seg", "0000000000000000000x.seg", "00000000000000000000.seg", "+0000000000000000002.seg"]
+        {
             assert_eq!(first_in_name(name, ".seg"), None, "{name}");
         }
     }

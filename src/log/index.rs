@@ -76,8 +76,9 @@ impl Sidecar {
     /// Reads a sidecar of the segment of `group` that begins at `first`.
     pub(super) fn decode(bytes: &[u8], group: GroupId, first: Vlsn) -> Result<Sidecar, FileDamage> {
         let mut body = check(bytes, MAGIC)?;
-        let (found, sidecar) =
-            Self::take(&mut body, bytes.len()).map_err(|_| FileDamage::Checksum)?.ok_or(FileDamage::Checksum)?;
+        let (found, sidecar) = Self::take(&mut body, bytes.len())
+            .map_err(|_| FileDamage::Checksum)?
+            .ok_or(FileDamage::Checksum)?;
         if found != group {
             return Err(FileDamage::OtherGroup { found, ours: group });
         }
@@ -99,7 +100,9 @@ impl Sidecar {
         let (points, spans) = (body.read_u32::<LE>()? as usize, body.read_u32::<LE>()? as usize);
         let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
         let tables = points.checked_mul(POINT_LEN).zip(spans.checked_mul(SPAN_LEN));
-        if tables.and_then(|(points, spans)| points.checked_add(spans)?.checked_add(FIXED_LEN)) != Some(file_len) {
+        if tables.and_then(|(points, spans)| points.checked_add(spans)?.checked_add(FIXED_LEN))
+            != Some(file_len)
+        {
             return Ok(None);
         }
         let mut sidecar = Sidecar { first, base, end, last, points: Vec::new(), spans: Vec::new() };
@@ -201,6 +204,9 @@ mod tests {
     fn the_nearest_point_never_lies_behind() {
         let points = sidecar().points;
         let found = |v| nearest(&points, vlsn(11), vlsn(v)).vlsn.get();
-        assert_eq!([found(11), found(19), found(20), found(29), found(30), found(99)], [11, 11, 20, 20, 30, 30]);
+        assert_eq!(
+            [found(11), found(19), found(20), found(29), found(30), found(99)],
+            [11, 11, 20, 20, 30, 30]
+        );
     }
 }

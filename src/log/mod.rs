@@ -34,9 +34,7 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
 use crate::log::core::Core;
 
-pub use error::{
-    AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError,
-};
+pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
 pub use life::Life;

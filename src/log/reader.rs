@@ -141,7 +141,12 @@ impl Reading {
 
     /// Walks over entries from `start` on, header by header, and notes where the replicated ones are. Stops before
     /// damage, and reports it only if nothing good lies before it.
-    fn walk(&mut self, max_entries: u32, max_bytes: usize, pieces: &mut Pieces) -> Result<Option<Found>, ScanError> {
+    fn walk(
+        &mut self,
+        max_entries: u32,
+        max_bytes: usize,
+        pieces: &mut Pieces,
+    ) -> Result<Option<Found>, ScanError> {
         let published = self.map.published();
         let lazily = self.present_to != u64::MAX;
         if lazily {
@@ -208,7 +213,8 @@ impl Reading {
             last = Some(header);
         }
         pieces.add(piece_start, offset);
-        let Some((last, timestamp)) = last.and_then(|header| Some((header.position()?, header.timestamp))) else {
+        let Some((last, timestamp)) = last.and_then(|header| Some((header.position()?, header.timestamp)))
+        else {
             return match stopped {
                 Some(damage) => Err(self.segment.damaged(offset, expected, damage)),
                 None => Ok(None),
@@ -285,7 +291,10 @@ impl Core {
             return Err(ScanError::Beyond { asked: vlsn });
         }
         if life.written.get() < vlsn.get() && self.write_out().is_err() {
-            return Err(ScanError::Io { path: self.config.dir.clone(), kind: std::io::ErrorKind::StorageFull });
+            return Err(ScanError::Io {
+                path: self.config.dir.clone(),
+                kind: std::io::ErrorKind::StorageFull,
+            });
         }
         let segment = self.catalog.lock().holding(vlsn);
         let segment = segment.ok_or_else(|| self.pruned())?;

@@ -179,13 +179,7 @@ fn sealed_piece(place: Place<'_>, first: Vlsn, sidecar: Sidecar) -> Result<Piece
     if len < sidecar.end {
         return Err(OpenError::File { path, damage: FileDamage::Truncated { len, needed: sidecar.end } });
     }
-    Ok(Piece {
-        first,
-        path,
-        base: sidecar.base,
-        last: Some(sidecar.last),
-        content: Content::Sealed(sidecar),
-    })
+    Ok(Piece { first, path, base: sidecar.base, last: Some(sidecar.last), content: Content::Sealed(sidecar) })
 }
 
 fn walked_piece(place: Place<'_>, first: Vlsn, oldest: bool) -> Result<Piece, OpenError> {

@@ -94,7 +94,9 @@ impl Core {
         if let Some(asked) = keep.filter(|_| keep > last) {
             return Err(TruncateError::Beyond { asked });
         }
-        let Some(cut) = last.and_then(|last| VlsnRange::new(Vlsn::after(keep), last)) else { return Ok(None) };
+        let Some(cut) = last.and_then(|last| VlsnRange::new(Vlsn::after(keep), last)) else {
+            return Ok(None);
+        };
         if let Some(committed) = self.committed().filter(|committed| Some(*committed) > keep) {
             return Err(TruncateError::BelowCommitted { keep, committed });
         }
@@ -119,12 +121,14 @@ impl Core {
         let path = self.config.dir.clone();
         let damaged = |path: PathBuf| OpenError::File { path, damage: FileDamage::Checksum };
         let segment = self.catalog.lock().holding(keep).ok_or_else(|| damaged(path))?;
-        let map = segment
-            .map(&*self.disk, self.config.group)
-            .map_err(|_| damaged(segment.path.clone()))?;
+        let map = segment.map(&*self.disk, self.config.group).map_err(|_| damaged(segment.path.clone()))?;
         let at = segment.place(&map, keep).map_err(|_| damaged(segment.path.clone()))?;
         let entry = crate::entry::EntryRef::verify(map.bytes(at.offset..map.published()));
-        Ok(entry.ok().and_then(|entry| entry.header().position()).map(Some).ok_or_else(|| damaged(segment.path.clone()))?)
+        Ok(entry
+            .ok()
+            .and_then(|entry| entry.header().position())
+            .map(Some)
+            .ok_or_else(|| damaged(segment.path.clone()))?)
     }
 
     pub(super) fn place(&self) -> Place<'_> {
@@ -181,7 +185,8 @@ pub(super) fn resume(place: Place<'_>) -> Result<(), OpenError> {
     let dir = &place.config.dir;
     let path = dir.join(INTENT_NAME);
     let Some(bytes) = read_whole(place.disk, &path, INTENT_LEN as u64)? else { return Ok(()) };
-    let intent = Intent::decode(&bytes, place.config.group).map_err(|damage| OpenError::File { path, damage })?;
+    let intent =
+        Intent::decode(&bytes, place.config.group).map_err(|damage| OpenError::File { path, damage })?;
     let names = place.disk.list(dir).failed("list", dir)?;
     if names.contains(&saved_name(intent.from, intent.to, intent.number)) {
         return finish_cut(place, &intent);
@@ -236,7 +241,12 @@ fn sources_after(
         let path = kept.source.path;
         let mut window = Window::new(Arc::clone(&kept.source.file)).failed("read", &path)?;
         let end = walk(&mut window, *first, kept.base).failed("read", &path)?.end;
-        sources.push(Source { file: kept.source.file, path, from: kept.source.to, to: end.max(kept.source.to) });
+        sources.push(Source {
+            file: kept.source.file,
+            path,
+            from: kept.source.to,
+            to: end.max(kept.source.to),
+        });
     }
     Ok(sources)
 }

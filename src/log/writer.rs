@@ -218,7 +218,12 @@ impl Core {
     }
 
     /// Makes a new segment the active one. The old one waits for its sync; nobody waits for that here.
-    fn begin_segment(&self, side: &mut WriteSide, first: Vlsn, base: Option<Position>) -> Result<(), IoFailure> {
+    fn begin_segment(
+        &self,
+        side: &mut WriteSide,
+        first: Vlsn,
+        base: Option<Position>,
+    ) -> Result<(), IoFailure> {
         let ready = self.spare.lock().take();
         let mut spare = match ready {
             Some(spare) => spare,
@@ -236,7 +241,8 @@ impl Core {
         renamed?;
         self.directory_changed.store(true, Ordering::SeqCst);
         let map = Arc::clone(spare.appender.map());
-        let segment = Arc::new(Segment::open_ended(first, base, path, map, Vec::with_capacity(self.points())));
+        let segment =
+            Arc::new(Segment::open_ended(first, base, path, map, Vec::with_capacity(self.points())));
         self.catalog.lock().insert(Arc::clone(&segment));
         side.segment = segment;
         side.appender = spare.appender;
@@ -429,7 +435,8 @@ fn note_terms(terms: &mut Vec<TermSpan>, piece: &[u8], last: Term) {
     }
     let mut rest = piece;
     while let Ok(header) = Header::parse(rest) {
-        if let Some(first) = header.vlsn.filter(|_| terms.last().is_none_or(|span| span.term != header.term)) {
+        if let Some(first) = header.vlsn.filter(|_| terms.last().is_none_or(|span| span.term != header.term))
+        {
             terms.push(TermSpan { term: header.term, first });
         }
         rest = rest.get(header.entry_len()..).unwrap_or(&[]);
