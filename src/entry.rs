@@ -124,6 +124,7 @@ impl<'a> NewEntry<'a> {
     }
 }
 
+#[inline(always)]
 const fn header_len(has_txn: bool) -> usize {
     if has_txn { HEADER_TXN_LEN } else { HEADER_LEN }
 }
@@ -187,17 +188,23 @@ fn encode_header(entry: &NewEntry<'_>, at: &Placement) -> ([u8; HEADER_TXN_LEN],
     (h, len)
 }
 
+#[inline(always)]
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline(always)]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+    let b = &bytes[at..at + 8];
+    u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
 }
 
 /// The 16-bit check over a header's fields but the CRC and itself: a folded-multiply mix in the manner of wyhash. It is
 /// on the scan path, where a CRC of its own would cost too much; the CRC covers the same bytes again.
+#[inline]
 fn header_check(h: &[u8], len: usize) -> u16 {
+    // One check of the length here instead of one for each field.
+    let h = &h[..len.max(HEADER_LEN)];
     fn fold(a: u64, b: u64) -> u64 {
         let wide = u128::from(a) * u128::from(b);
         wide as u64 ^ (wide >> 64) as u64
