@@ -113,8 +113,15 @@ impl Progress {
     /// Notes that the entries up to `last` are being sent. To be called before they are handed to the channel, as the
     /// ack may come back at once.
     pub fn sending(&mut self, last: Vlsn) {
-        debug_assert!(Some(last) >= self.sent, "a connection sends every entry once, in order");
-        self.sent = self.sent.max(Some(last));
+        assert!(Some(last) > self.sent, "a connection sends every entry once, in order");
+        self.sent = Some(last);
+    }
+
+    /// Takes back what [`sending`](Progress::sending) noted, as the channel took nothing: the last entry sent is `sent`
+    /// again.
+    pub fn not_sent(&mut self, sent: Option<Vlsn>) {
+        assert!(sent <= self.sent && self.positions.received <= sent, "an ack came for what was not sent");
+        self.sent = sent;
     }
 
     /// Takes an ack: whether any position rose.

@@ -173,9 +173,16 @@ impl Connection {
         self.seen.store(now.as_nanos(), Ordering::Relaxed);
     }
 
-    pub fn note_sent(&self, last: Vlsn, timestamp: u64) {
-        self.progress.lock().sending(last);
+    /// To be called before the entries up to `last` are handed to the channel: the ack may come at once.
+    pub fn sending(&self, last: Vlsn, timestamp: u64) {
         self.in_flight.lock().sent(last, timestamp);
+        self.progress.lock().sending(last);
+    }
+
+    /// The channel took nothing: what was sent ends at `sent`, as before.
+    pub fn not_sent(&self, sent: Option<Vlsn>, last: Vlsn) {
+        self.progress.lock().not_sent(sent);
+        self.in_flight.lock().not_sent(last);
     }
 
     pub fn note_received(&self, upto: Option<Vlsn>) {

@@ -66,6 +66,12 @@ impl InFlight {
         }
     }
 
+    pub fn not_sent(&mut self, last: Vlsn) {
+        if self.0.back().is_some_and(|(at, _)| *at == last) {
+            self.0.pop_back();
+        }
+    }
+
     pub fn received(&mut self, upto: Option<Vlsn>) {
         while self.0.front().is_some_and(|(last, _)| Some(*last) <= upto) {
             self.0.pop_front();
@@ -114,7 +120,7 @@ impl Output {
         let (last, timestamp) = (run.last.vlsn, run.timestamp);
         let head = hub.entries_head(&run);
         // The position is published before the bytes leave: an ack may come back before `send` returns.
-        to.note_sent(last, timestamp);
+        to.sending(last, timestamp);
         let compressor = self.compressor.as_mut().filter(|_| run.len_bytes() >= COMPRESS_FROM);
         let compressed = compressor.and_then(|c| c.frame(hub.term(), self.sequence, &head, run.slices()));
         let sent = if let Some(frame) = compressed {
@@ -129,6 +135,7 @@ impl Output {
             to.channel.send(&slices[..=run.slices().len()], wait)?
         };
         if !sent {
+            to.not_sent(self.sent, last);
             return Ok(Pumped::NoRoom);
         }
         hub.counters().frames_sent.one();

@@ -41,6 +41,8 @@ pub enum Fault {
     Reset,
     /// A frame arrived with a changed bit.
     DamagedFrame,
+    /// A frame was lost and the next one arrived all the same: what no good transport does.
+    LostFrame,
     /// A frame or the end of a connection was sent into a partition and is held until it heals.
     Held,
     /// A connection attempt timed out or failed.

@@ -34,6 +34,8 @@ pub struct NetConfig {
     pub reset: f64,
     /// How likely each frame is to arrive with a flipped bit: [`Fault::DamagedFrame`].
     pub damage: f64,
+    /// How likely each frame is to vanish from the middle of its connection: [`Fault::LostFrame`].
+    pub lose: f64,
     /// How likely a dial to a living listener is to fail: [`Fault::DialFailed`].
     pub dial_failure: f64,
 }
@@ -46,6 +48,7 @@ impl Default for NetConfig {
             buffer: 256 << 10,
             reset: 0.0,
             damage: 0.0,
+            lose: 0.0,
             dial_failure: 0.0,
         }
     }

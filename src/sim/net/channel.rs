@@ -96,6 +96,10 @@ impl Channel for SimChannel {
             state.counts.add(Fault::NoRoom);
             return Ok(false);
         }
+        if state.rng.chance(state.config.lose) {
+            state.counts.add(Fault::LostFrame);
+            return Ok(true);
+        }
         let mut bytes = Vec::with_capacity(len);
         frame.iter().for_each(|slice| bytes.extend_from_slice(slice));
         target.bytes += len;
