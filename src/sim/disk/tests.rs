@@ -110,7 +110,7 @@ proptest! {
 fn a_crash_loses_all_some_or_nothing_of_what_was_not_synced() {
     let mut counts = FaultCounts::default();
     let (mut nothing, mut everything) = (0, 0);
-    for seed in crate::sim::seeds(60) {
+    for seed in 0..60 {
         let disk = disk(seed);
         let file = disk.create(&at("f"), 8192).unwrap();
         file.sync().unwrap();
@@ -153,7 +153,7 @@ fn a_small_file_grows_until_it_is_mapped() {
 #[test]
 fn names_survive_only_if_the_directory_was_synced() {
     let (mut created, mut renamed, mut removed) = ([0; 2], [0; 2], [0; 2]);
-    for seed in crate::sim::seeds(60) {
+    for seed in 0..60 {
         let disk = disk(seed);
         for name in ["kept", "old", "gone"] {
             disk.create(&at(name), 1).unwrap().sync().unwrap();
@@ -214,7 +214,7 @@ fn directories_are_lost_with_all_in_them_only_when_asked_for() {
 #[test]
 fn a_failed_sync_is_not_repaired_by_the_next_and_a_lie_is_found_out() {
     let (mut after_failure, mut after_lie) = (0, 0);
-    for seed in crate::sim::seeds(40) {
+    for seed in 0..40 {
         for fault in [Fault::SyncError, Fault::SyncLied] {
             let disk = disk(seed);
             let file = disk.create(&at("f"), 4096).unwrap();
@@ -282,7 +282,7 @@ fn a_flip_shows_after_the_power_loss_and_not_before() {
 #[test]
 fn every_fault_fires() {
     let mut counts = FaultCounts::default();
-    for seed in crate::sim::seeds(40) {
+    for seed in 0..40 {
         let disk = disk(seed);
         let odds = 0.1;
         disk.set_faults(DiskFaults {
