@@ -182,14 +182,19 @@ fn names_survive_only_if_the_directory_was_synced() {
 fn a_name_never_has_its_later_change_without_the_earlier() {
     for seed in crate::sim::seeds(100) {
         let disk = disk(seed);
-        disk.create(&at("f"), 1).unwrap();
+        let old = disk.create(&at("f"), 1).unwrap();
+        put(&*old, b"o", 0);
+        old.sync().unwrap();
         disk.sync_dir(dir()).unwrap();
         disk.rename(&at("f"), &at("g")).unwrap();
         disk.rename(&at("g"), &at("h")).unwrap();
-        disk.create(&at("f"), 2).unwrap();
+        disk.create(&at("f"), 0).unwrap();
         disk.lose_power();
-        let names = disk.list(dir()).unwrap().concat();
-        assert!(["f", "g", "h", "fg", "fh"].contains(&&*names), "seed {seed}: {names}");
+        let names = disk.list(dir()).unwrap();
+        assert!(["f", "g", "h", "fg", "fh"].contains(&&*names.concat()), "seed {seed}: {names:?}");
+        // The new file never took the old one's name before the old one had another.
+        let old = names.iter().filter(|name| all(&*disk.open(&at(name)).unwrap()) == b"o").count();
+        assert_eq!(old, 1, "seed {seed}: {names:?}");
     }
 }
 
