@@ -63,13 +63,20 @@ impl FaultCounts {
 
     /// Adds one.
     pub fn add(&mut self, fault: Fault) {
-        *self.0.entry(fault).or_default() += 1;
+        self.add_times(fault, 1);
+    }
+
+    /// Adds so many.
+    pub(super) fn add_times(&mut self, fault: Fault, times: u64) {
+        if times > 0 {
+            *self.0.entry(fault).or_default() += times;
+        }
     }
 
     /// Adds another count to this one, so that a test can total its seeds.
     pub fn merge(&mut self, other: &FaultCounts) {
         for (&fault, &count) in &other.0 {
-            *self.0.entry(fault).or_default() += count;
+            self.add_times(fault, count);
         }
     }
 

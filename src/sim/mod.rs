@@ -44,6 +44,9 @@ pub use simulation::{Pace, Simulation};
 /// The seeds that a test runs: 0 and up, `default_count` of them, or as many as the environment variable
 /// `QUORATE_SEEDS` says; or the one in `QUORATE_SEED` and no other.
 ///
+/// A test that also asserts something of all seeds together, such as that every kind of fault fired, asks
+/// [`replaying`] first.
+///
 /// # Panics
 /// If a variable is set to something that is no number.
 pub fn seeds(default_count: u64) -> impl Iterator<Item = u64> {
@@ -56,4 +59,9 @@ pub fn seeds(default_count: u64) -> impl Iterator<Item = u64> {
         Some(seed) => seed..seed.saturating_add(1),
         None => 0..number("QUORATE_SEEDS").unwrap_or(default_count),
     }
+}
+
+/// Whether the environment restricts the seeds, so that a total over them proves nothing.
+pub fn replaying() -> bool {
+    ["QUORATE_SEED", "QUORATE_SEEDS"].iter().any(|name| std::env::var_os(name).is_some())
 }

@@ -164,7 +164,7 @@ impl Simulation {
         for node in self.inner.nodes.lock().values() {
             counts.merge(&node.counts());
         }
-        (0..self.inner.schedule.lock().stalls).for_each(|_| counts.add(Fault::Stall));
+        counts.add_times(Fault::Stall, self.inner.schedule.lock().stalls);
         counts
     }
 }
@@ -184,6 +184,9 @@ impl Drop for Simulation {
             }
             std::mem::take(&mut schedule.tasks)
         };
+        for name in self.inner.nodes.lock().keys() {
+            self.inner.net.crash(name);
+        }
         if std::thread::panicking() {
             // A second panic, in the drop of a worker, would hide the first.
             std::mem::forget(tasks);

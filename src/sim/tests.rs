@@ -225,7 +225,7 @@ fn a_panic_in_a_step_is_the_tests_panic() {
 #[test]
 fn a_nemesis_brings_every_trouble_and_ends_it() {
     let mut total = FaultCounts::default();
-    for seed in seeds(20) {
+    for seed in 0..20 {
         let sim = Simulation::new(seed);
         let names = ["a", "b", "c"];
         let nodes: Vec<SimNode> = names.iter().map(|name| sim.node(name)).collect();
