@@ -39,6 +39,8 @@ pub(super) struct Output {
     /// Since when the peer takes nothing more.
     blocked_since: Option<Deadline>,
     scratch: Vec<u8>,
+    /// A send failed: nothing more goes out, and nobody knows what did.
+    broken: bool,
 }
 
 /// What a pump did.
@@ -103,6 +105,7 @@ impl Output {
             last_sent: now,
             blocked_since: None,
             scratch: Vec::new(),
+            broken: false,
         }
     }
 
@@ -114,6 +117,9 @@ impl Output {
         max_bytes: usize,
         wait: Wait,
     ) -> Result<Pumped, FeedError> {
+        if self.broken {
+            return Err(FeedError::Closing);
+        }
         let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
             return Ok(Pumped::Nothing);
         };
@@ -124,7 +130,7 @@ impl Output {
         let compressor = self.compressor.as_mut().filter(|_| run.len_bytes() >= COMPRESS_FROM);
         let compressed = compressor.and_then(|c| c.frame(hub.term(), self.sequence, &head, run.slices()));
         let sent = if let Some(frame) = compressed {
-            to.channel.send(&[IoSlice::new(frame)], wait)?
+            to.channel.send(&[IoSlice::new(frame)], wait)
         } else {
             let prefix = encode_entries_head(hub.term(), self.sequence, &head, run.len_bytes());
             let mut slices = [IoSlice::new(&[]); RUN_SLICES + 1];
@@ -132,9 +138,10 @@ impl Output {
             for (slice, bytes) in slices[1..].iter_mut().zip(run.slices()) {
                 *slice = IoSlice::new(bytes);
             }
-            to.channel.send(&slices[..=run.slices().len()], wait)?
+            to.channel.send(&slices[..=run.slices().len()], wait)
         };
-        if !sent {
+        self.broken = sent.is_err();
+        if !sent? {
             to.not_sent(self.sent, last);
             return Ok(Pumped::NoRoom);
         }

@@ -66,7 +66,9 @@ pub struct TailCut {
 pub enum TailVerdict {
     /// A write that a crash tore.
     Torn,
-    /// A crash does not explain it, or entries follow behind a hole: another node may need to be asked.
+    /// The same, with entries behind it: the disk had written later sectors before earlier ones when the power failed.
+    Hole,
+    /// A crash does not explain it.
     Doubtful,
 }
 
@@ -304,7 +306,11 @@ fn cut_at(
         });
     }
     let behind = flaw.entries_behind || later.iter().any(Piece::has_content);
-    let verdict = if flaw.torn && !behind { TailVerdict::Torn } else { TailVerdict::Doubtful };
+    let verdict = match (flaw.torn, behind) {
+        (true, false) => TailVerdict::Torn,
+        (true, true) => TailVerdict::Hole,
+        (false, _) => TailVerdict::Doubtful,
+    };
     if verdict == TailVerdict::Doubtful && place.config.doubtful == DoubtfulTail::Refuse {
         return Err(OpenError::Doubtful { path, offset: flaw.offset, from: flaw.expected });
     }

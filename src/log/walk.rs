@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::disk::DiskFile;
-use crate::entry::{EntryDamage, EntryKind, EntryRef, HEADER_TXN_LEN, Header, follows};
+use crate::entry::{EntryDamage, EntryKind, EntryRef, HEADER_LEN, HEADER_TXN_LEN, Header, follows};
 use crate::ids::{Position, Term, TermSpan, Vlsn};
 use crate::log::format::{SEGMENT_HEADER_LEN, SyncMark};
 use crate::log::index::{POINT_EVERY, Point};
@@ -218,7 +218,8 @@ fn judge(
     len: Option<u64>,
 ) -> io::Result<()> {
     let offset = walk.end;
-    let extent_end = len.map_or(walk.nonzero_end, |len| offset + len);
+    // An entry of unknown length has a header at least, whose end may lie in a sector that was never written.
+    let extent_end = len.map_or(walk.nonzero_end.max(offset + HEADER_LEN as u64), |len| offset + len);
     let file_ends = extent_end > window.len || (matches!(damage, EntryDamage::Short { .. }) && len.is_none());
     let torn = damage != EntryDamage::Misplaced
         && (file_ends || has_zero_sector(window, offset, extent_end.min(window.len))?);
