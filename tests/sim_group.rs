@@ -66,6 +66,12 @@ fn flipped_bits_on_replicas_are_never_applied() {
 }
 
 #[test]
+fn a_rotten_master_refuses_by_name_and_cuts_nothing() {
+    let faults = campaign("rotten master", Trouble::rotten_master, 60, TIME);
+    must_have_met("rotten master", &faults, &[Fault::BitFlip]);
+}
+
+#[test]
 fn one_lying_disk_loses_nothing_that_was_told() {
     let faults = campaign("lying disk", Trouble::lying_disk, 60, TIME);
     must_have_met("lying disk", &faults, &[Fault::SyncLied]);

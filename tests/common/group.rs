@@ -119,6 +119,14 @@ impl Trouble {
         Trouble { disks: [sound, rot.clone(), rot], ..Trouble::crashes() }
     }
 
+    /// Bits flip on the master's disk while it is down: it may refuse to open, and then the run ends there.
+    pub fn rotten_master() -> Trouble {
+        let rot = DiskFaults { bit_flip: 0.02, write_back: 0.2, ..DiskFaults::default() };
+        let mut trouble = Trouble::crashes();
+        trouble.disks[0] = rot;
+        trouble
+    }
+
     /// The disk of one replica says that it synced and did not.
     pub fn lying_disk() -> Trouble {
         let liar = DiskFaults { sync_lies: 0.2, write_back: 0.2, ..DiskFaults::default() };
@@ -178,6 +186,8 @@ pub struct World {
     committed: BTreeMap<u64, u32>,
     pub appended: u64,
     pub told: BTreeMap<&'static str, u64>,
+    /// Why the master refused to open for good.
+    pub refused: Option<String>,
     /// Nodes that the nemesis keeps down.
     held: Vec<usize>,
 }
@@ -197,7 +207,7 @@ impl World {
                 generation: 0,
                 stored: Arc::new(Mutex::new(Stored { entries: Vec::new(), durable: 0 })),
                 promised: 0,
-                lies: trouble.disks[at].sync_lies > 0.0 || trouble.disks[at].bit_flip > 0.0,
+                lies: rots(&trouble.disks[at]),
             }
         });
         let places = places.collect::<Vec<_>>();
@@ -214,6 +224,7 @@ impl World {
             committed: BTreeMap::new(),
             appended: 0,
             told: BTreeMap::new(),
+            refused: None,
             held: Vec::new(),
         }
     }
@@ -281,7 +292,7 @@ impl World {
             }
             Err(error) => {
                 let faults = &self.trouble.disks[at];
-                let explained = faults.bit_flip > 0.0 || faults.sync_lies > 0.0;
+                let explained = rots(faults);
                 let transient = faults.write_error + faults.no_space + faults.sync_error + faults.create_error > 0.0;
                 // A failed open is a process that ended.
                 place.sim.kill();
@@ -292,7 +303,12 @@ impl World {
                     *place.stored.lock() = Stored { entries: Vec::new(), durable: 0 };
                     return Ok(());
                 }
-                if transient || explained {
+                if at == 0 && explained {
+                    // A fixed master that refuses for damage ends the group, by name and with everything kept.
+                    self.refused = Some(error.to_string());
+                    return Ok(());
+                }
+                if transient {
                     return Ok(());
                 }
                 Err(format!("{} does not open: {error}", place.name))
@@ -328,8 +344,12 @@ impl World {
                 let of = |at: usize| {
                     let one = status.iter().find(|one| one.id.as_str() == NAMES[at])?;
                     let up = self.now() - self.places[at].since;
-                    // Only a connection to the node's present life.
-                    let now = one.connected_for.is_some_and(|connected| connected <= up);
+                    // Only a connection to the node's present life, or to the last one if it is down: its acks may
+                    // still have been under way.
+                    let now = match self.places[at].up {
+                        Some(_) => one.connected_for.is_some_and(|connected| connected <= up),
+                        None => true,
+                    };
                     now.then_some((at, one.positions.durable.map_or(0, Vlsn::get)))
                 };
                 std::iter::once((0, own)).chain([1, 2].into_iter().filter_map(of)).collect()
@@ -392,15 +412,14 @@ impl World {
             let Some(reason) = poisoned else { continue };
             let faults = &self.trouble.disks[at];
             let explained = faults.sync_error + faults.dir_sync_error + faults.write_error + faults.no_space > 0.0
-                || faults.bit_flip > 0.0
-                || faults.create_error > 0.0;
+                || faults.create_error > 0.0
+                || rots(faults);
             if !explained {
                 return Err(format!("{} can't go on: {reason}", NAMES[at]));
             }
             self.stop(at);
             self.places[at].sim.kill();
-            let rotten = faults_rot(&self.trouble.disks[at]);
-            if rotten && at > 0 {
+            if rots(&self.trouble.disks[at]) && at > 0 {
                 let place = &mut self.places[at];
                 place.generation += 1;
                 place.promised = 0;
@@ -459,6 +478,7 @@ impl World {
             Outcome::Degraded => "degraded",
         };
         *self.told.entry(name).or_default() += 1;
+        self.note_promises();
         let holders = (0..3)
             .filter(|&at| match &self.places[at].up {
                 Some(Up::Master(master)) => master.log().life().flushed.get() >= vlsn,
@@ -471,7 +491,7 @@ impl World {
         if safe && holders < 2 {
             let policy = ticket.policy;
             self.truth.lock().violation =
-                Some(format!("VLSN {vlsn} under {policy} was told {name}, and is on {holders} disks"));
+                Some(format!("VLSN {vlsn} under {policy} was told {name}, and is on {holders} disks: {}", self.disks()));
         }
         if outcome == Outcome::Committed {
             self.committed.insert(vlsn, ticket.token.term.get());
@@ -501,7 +521,7 @@ impl World {
         for at in 0..3 {
             self.start(at)?;
         }
-        while self.now() < end {
+        while self.now() < end && self.refused.is_none() {
             let acts = match self.nemesis.take() {
                 Some(mut nemesis) => {
                     self.note_promises();
@@ -526,6 +546,9 @@ impl World {
             self.poll();
             self.check()?;
             self.sim.run_for(Duration::from_micros(self.rng.below(400)));
+        }
+        if self.refused.is_some() {
+            return self.check();
         }
         self.heal()
     }
@@ -570,6 +593,9 @@ impl World {
             self.sim.run_for(Duration::from_millis(20));
             self.poll();
             self.check()?;
+            if self.refused.is_some() {
+                return Ok(());
+            }
             if self.has_converged() {
                 break;
             }
@@ -593,6 +619,10 @@ impl World {
             return Err("the engines differ".into());
         }
         let Some(master) = self.master() else { return Err("no master".into()) };
+        if self.trouble.disks[0].bit_flip > 0.0 {
+            // Its log may hold damage that nobody has read since; what the engines have was compared above.
+            return Ok(());
+        }
         let mut scanner = master.log().scanner();
         let mut terms = BTreeMap::new();
         let mut after = None;
@@ -608,6 +638,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn disks(&self) -> String {
+        let one = |place: &Place| {
+            let flushed = match &place.up {
+                Some(Up::Master(master)) => Some(master.log().life().flushed.get()),
+                Some(Up::Replica(replica)) => Some(replica.log().life().flushed.get()),
+                None => None,
+            };
+            format!("{} since {} flushed {flushed:?} promised {}; ", place.name, place.since, place.promised)
+        };
+        self.places.iter().map(one).collect()
     }
 
     fn describe(&self) -> String {
@@ -639,8 +681,9 @@ impl World {
     }
 }
 
-fn faults_rot(faults: &DiskFaults) -> bool {
-    faults.bit_flip > 0.0
+/// Whether what was synced may be damaged or missing.
+fn rots(faults: &DiskFaults) -> bool {
+    faults.bit_flip > 0.0 || faults.sync_lies > 0.0
 }
 
 /// The faults that a campaign has to have met.
