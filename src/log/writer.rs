@@ -61,15 +61,25 @@ impl WriteSide {
         if len == 0 {
             return Ok(());
         }
+        self.clean()?;
         let start = self.published();
-        if self.soiled_to > start {
+        self.appender.append(slices).map_err(|error| {
+            self.soiled_to = start + len;
+            // At once, if the disk lets us: a crash must not bring back what was refused.
+            if let Err(again) = self.clean() {
+                log::warn!("the remains of a failed write stay until the next: {again}");
+            }
+            IoFailure::new("write", &self.segment.path, error)
+        })
+    }
+
+    /// Erases what a failed write may have left behind the end.
+    fn clean(&mut self) -> Result<(), IoFailure> {
+        if self.soiled_to > self.published() {
             self.appender.erase(self.soiled_to).failed("write", &self.segment.path)?;
             self.soiled_to = 0;
         }
-        self.appender.append(slices).map_err(|error| {
-            self.soiled_to = start + len;
-            IoFailure::new("write", &self.segment.path, error)
-        })
+        Ok(())
     }
 }
 
@@ -225,6 +235,8 @@ impl Core {
         first: Vlsn,
         base: Option<Position>,
     ) -> Result<(), IoFailure> {
+        // What a failed write left must not stay behind the end of a segment that is about to be sealed.
+        side.clean()?;
         let ready = self.spare.lock().take();
         let mut spare = match ready {
             Some(spare) => spare,
