@@ -62,6 +62,6 @@ planted! {
     a_failed_sync_that_is_tried_again: RetryAfterFailedSync under failing_disks;
     a_position_kept_across_a_reconnect: PositionKeptAcrossReconnect under crashes;
     a_timeout_told_as_success: TimeoutToldAsSuccess under crashes;
-    a_page_cache_that_counts_as_flushed: PageCacheCountsAsFlushed under crashes;
+    a_page_cache_that_counts_as_flushed: PageCacheCountsAsFlushed under quick_crashes;
     an_engine_given_what_is_not_committed: ApplyBeforeCommit under crashes;
 }

@@ -47,6 +47,11 @@ fn committed_entries_survive_crashes_and_partitions() {
 }
 
 #[test]
+fn crashes_in_quick_succession_lose_nothing_that_was_told() {
+    campaign("quick crashes", Trouble::quick_crashes, 20, TIME);
+}
+
+#[test]
 fn failing_disks_lose_nothing_that_was_told() {
     let faults = campaign("failing disks", Trouble::failing_disks, 60, TIME);
     let expected = [Fault::WriteError, Fault::NoSpace, Fault::SyncError, Fault::DirSyncError, Fault::CreateError];

@@ -92,6 +92,22 @@ impl Trouble {
         }
     }
 
+    /// Little but kills and power losses, one soon after the other.
+    pub fn quick_crashes() -> Trouble {
+        let ms = Duration::from_millis;
+        let nemesis = NemesisPlan {
+            every: ms(6),
+            lasts: ms(3),
+            max_down: 2,
+            crash: 4,
+            kill: 4,
+            partition: 0,
+            one_way: 0,
+            reset: 1,
+        };
+        Trouble { nemesis, net: NetConfig::default(), ..Trouble::crashes() }
+    }
+
     /// The same on disks that fail: writes, syncs, creates, space.
     pub fn failing_disks() -> Trouble {
         let disk = DiskFaults {
@@ -121,7 +137,7 @@ impl Trouble {
 
     /// Bits flip on the master's disk while it is down: it may refuse to open, and then the run ends there.
     pub fn rotten_master() -> Trouble {
-        let rot = DiskFaults { bit_flip: 0.02, write_back: 0.2, ..DiskFaults::default() };
+        let rot = DiskFaults { bit_flip: 0.3, write_back: 0.2, ..DiskFaults::default() };
         let mut trouble = Trouble::crashes();
         trouble.disks[0] = rot;
         trouble
