@@ -13,7 +13,23 @@ use group::{CRASH_FAULTS, Trouble, World};
 use quorate::sim::{Fault, FaultCounts, seeds};
 
 /// Runs the seeds; returns how often each fault fired.
+/// Prints the library's log, where `QUORATE_LOG` is set: for replaying one seed.
+struct Shown;
+
+impl log::Log for Shown {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        println!("{}: {}", record.level(), record.args());
+    }
+    fn flush(&self) {}
+}
+
 fn campaign(name: &str, trouble: fn() -> Trouble, count: u64, time: Duration) -> FaultCounts {
+    if std::env::var_os("QUORATE_LOG").is_some() && log::set_logger(&Shown).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
     let mut faults = FaultCounts::default();
     let (mut appended, mut committed, mut runs) = (0, 0, 0);
     for seed in seeds(count) {
@@ -26,7 +42,9 @@ fn campaign(name: &str, trouble: fn() -> Trouble, count: u64, time: Duration) ->
         committed += world.committed() as u64;
         runs += 1;
     }
-    println!("{name}: {runs} seeds of {time:?}, {appended} entries, {committed} told committed, faults {faults:?}");
+    println!(
+        "{name}: {runs} seeds of {time:?}, {appended} entries, {committed} told committed, faults {faults:?}"
+    );
     assert!(committed > 0 || runs < 10, "{name}: nothing was ever committed");
     faults
 }
@@ -54,7 +72,8 @@ fn crashes_in_quick_succession_lose_nothing_that_was_told() {
 #[test]
 fn failing_disks_lose_nothing_that_was_told() {
     let faults = campaign("failing disks", Trouble::failing_disks, 60, TIME);
-    let expected = [Fault::WriteError, Fault::NoSpace, Fault::SyncError, Fault::DirSyncError, Fault::CreateError];
+    let expected =
+        [Fault::WriteError, Fault::NoSpace, Fault::SyncError, Fault::DirSyncError, Fault::CreateError];
     must_have_met("failing disks", &faults, &expected);
 }
 

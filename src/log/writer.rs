@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use crate::entry::{Header, NewEntry, Placement, RunSummary, encode_apart};
 use crate::ids::{Position, Term, TermSpan, Vlsn, number};
 use crate::log::core::Core;
-use crate::planted::{Bug, active};
 use crate::log::error::{AppendError, Failed, IoFailure};
 use crate::log::format::{SegmentHeader, segment_name};
 use crate::log::index::create_anew;
 use crate::log::mmap::{AppendMap, Appender};
 use crate::log::segment::Segment;
 use crate::log::stage::{Event, Stage, What};
+use crate::planted::{Bug, active};
 
 /// Staged bytes that make it worth writing; entries longer than that are written from their owner's memory.
 pub(super) const WRITE_AT: usize = 64 * 1024;

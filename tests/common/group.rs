@@ -8,10 +8,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate::clock::{Clock, Deadline, Wait};
 use quorate::log::LogScanner;
-use quorate::sim::{Act, DiskFaults, Fault, FaultCounts, Nemesis, NemesisPlan, NetConfig, Rng, SimNode, Simulation};
+use quorate::sim::{
+    Act, DiskFaults, Fault, FaultCounts, Nemesis, NemesisPlan, NetConfig, Rng, SimNode, Simulation,
+};
 use quorate::{
-    Address, CommitError, Config, Engine, EngineError, Entries, GroupId, Host, Level, Master, Member, Members, NewEntry,
-    NodeId, Outcome, Policy, Quorum, Replica, Ticket, Vlsn, WriteError,
+    Address, CommitError, Config, Engine, EngineError, Entries, GroupId, Host, Level, Master, Member,
+    Members, NewEntry, NodeId, Outcome, Policy, Quorum, Replica, Ticket, Vlsn, WriteError,
 };
 
 pub const NAMES: [&str; 3] = ["m", "r1", "r2"];
@@ -257,7 +259,8 @@ impl World {
         let place = &self.places[at];
         let dir = PathBuf::from(format!("/{}-{}", place.name, place.generation));
         let mut config = Config::new(GROUP, id(place.name), dir);
-        config.members = Members::new(NAMES.iter().map(|name| Member::electable(id(name))).collect()).unwrap();
+        config.members =
+            Members::new(NAMES.iter().map(|name| Member::electable(id(name))).collect()).unwrap();
         config.segment_bytes = 64 << 10;
         config.max_payload = 8 << 10;
         config.batch_bytes = 4 << 10;
@@ -303,7 +306,9 @@ impl World {
                 let last = last.map_or(0, |last| last.vlsn.get());
                 if last < place.promised && !place.lies {
                     let (name, promised) = (place.name, place.promised);
-                    return Err(format!("{name} had told that VLSN {promised} was on its disk, and opens at {last}"));
+                    return Err(format!(
+                        "{name} had told that VLSN {promised} was on its disk, and opens at {last}"
+                    ));
                 }
                 place.promised = place.promised.min(last);
                 place.up = Some(up);
@@ -312,7 +317,8 @@ impl World {
             Err(error) => {
                 let faults = &self.trouble.disks[at];
                 let explained = rots(faults);
-                let transient = faults.write_error + faults.no_space + faults.sync_error + faults.create_error > 0.0;
+                let transient =
+                    faults.write_error + faults.no_space + faults.sync_error + faults.create_error > 0.0;
                 // A failed open is a process that ended.
                 place.sim.kill();
                 if at > 0 && explained {
@@ -405,10 +411,13 @@ impl World {
             }
             let life = replica.log().life();
             let (written, flushed) = (life.written.get(), life.flushed.get());
-            let claims = (one.positions.received.map_or(0, Vlsn::get), one.positions.durable.map_or(0, Vlsn::get));
+            let claims =
+                (one.positions.received.map_or(0, Vlsn::get), one.positions.durable.map_or(0, Vlsn::get));
             if claims.0 > written || claims.1 > flushed {
                 let name = one.id;
-                return Err(format!("the master holds {claims:?} of {name}, which has written {written}, flushed {flushed}"));
+                return Err(format!(
+                    "the master holds {claims:?} of {name}, which has written {written}, flushed {flushed}"
+                ));
             }
         }
         for at in [1, 2] {
@@ -425,13 +434,16 @@ impl World {
     fn supervise(&mut self) -> Result<(), Violation> {
         for at in 0..3 {
             let poisoned = match &self.places[at].up {
-                Some(Up::Master(master)) => master.poisoned().or(master.fenced().map(|t| format!("fenced by {t}"))),
+                Some(Up::Master(master)) => {
+                    master.poisoned().or(master.fenced().map(|t| format!("fenced by {t}")))
+                }
                 Some(Up::Replica(replica)) => replica.poisoned(),
                 None => None,
             };
             let Some(reason) = poisoned else { continue };
             let faults = &self.trouble.disks[at];
-            let explained = faults.sync_error + faults.dir_sync_error + faults.write_error + faults.no_space > 0.0
+            let explained = faults.sync_error + faults.dir_sync_error + faults.write_error + faults.no_space
+                > 0.0
                 || faults.create_error > 0.0
                 || rots(faults);
             if !explained {
@@ -439,6 +451,10 @@ impl World {
             }
             self.stop(at);
             self.places[at].sim.kill();
+            if reason.contains("the cut stopped midway") {
+                // By order of a newer term's master; opening finishes it.
+                self.places[at].promised = 0;
+            }
             if rots(&self.trouble.disks[at]) && at > 0 {
                 let place = &mut self.places[at];
                 place.generation += 1;
@@ -454,7 +470,8 @@ impl World {
         let sizes = [0, 20, 300, 3000];
         let len = sizes[self.rng.index(4)];
         let count = 1 + self.rng.index(3);
-        let payloads: Vec<Vec<u8>> = (0..count).map(|n| vec![(self.appended as usize + n) as u8; len]).collect();
+        let payloads: Vec<Vec<u8>> =
+            (0..count).map(|n| vec![(self.appended as usize + n) as u8; len]).collect();
         let entries: Vec<NewEntry<'_>> = payloads.iter().map(|payload| NewEntry::data(payload)).collect();
         let how = self.rng.below(3);
         let now = self.now();
@@ -507,11 +524,14 @@ impl World {
                 None => self.places[at].promised >= vlsn || self.places[at].lies,
             })
             .count();
-        let safe = outcome == Outcome::Committed || (outcome == Outcome::Acked && ticket.policy == Policy::MAJORITY);
+        let safe =
+            outcome == Outcome::Committed || (outcome == Outcome::Acked && ticket.policy == Policy::MAJORITY);
         if safe && holders < 2 {
             let policy = ticket.policy;
-            self.truth.lock().violation =
-                Some(format!("VLSN {vlsn} under {policy} was told {name}, and is on {holders} disks: {}", self.disks()));
+            self.truth.lock().violation = Some(format!(
+                "VLSN {vlsn} under {policy} was told {name}, and is on {holders} disks: {}",
+                self.disks()
+            ));
         }
         if outcome == Outcome::Committed {
             self.committed.insert(vlsn, ticket.token.term.get());
@@ -524,7 +544,9 @@ impl World {
         for one in pending {
             let decided = match self.master() {
                 None => Err(()),
-                Some(master) if now >= one.patience => master.commit(&one.ticket, Wait::Now).map(Some).map_err(drop),
+                Some(master) if now >= one.patience => {
+                    master.commit(&one.ticket, Wait::Now).map(Some).map_err(drop)
+                }
                 Some(master) => master.poll(&one.ticket).map_err(drop),
             };
             match decided {
@@ -639,7 +661,8 @@ impl World {
     }
 
     fn compare(&self) -> Result<(), Violation> {
-        let engines: Vec<Vec<u32>> = self.places.iter().map(|place| place.stored.lock().entries.clone()).collect();
+        let engines: Vec<Vec<u32>> =
+            self.places.iter().map(|place| place.stored.lock().entries.clone()).collect();
         if engines[0] != engines[1] || engines[0] != engines[2] {
             return Err("the engines differ".into());
         }
@@ -659,7 +682,10 @@ impl World {
         }
         for (vlsn, term) in &self.committed {
             if terms.get(vlsn) != Some(term) {
-                return Err(format!("VLSN {vlsn} was told committed in term {term}; the log has {:?}", terms.get(vlsn)));
+                return Err(format!(
+                    "VLSN {vlsn} was told committed in term {term}; the log has {:?}",
+                    terms.get(vlsn)
+                ));
             }
         }
         Ok(())
@@ -689,7 +715,8 @@ impl World {
             match self.replica(at) {
                 Some(replica) => {
                     let error = replica.last_error().map(|error| error.to_string());
-                    text += &format!("{}: {} {:?} {error:?}\n", NAMES[at], replica.state(), replica.positions());
+                    text +=
+                        &format!("{}: {} {:?} {error:?}\n", NAMES[at], replica.state(), replica.positions());
                 }
                 None => text += &format!("{} is down: {:?}\n", NAMES[at], self.places[at].refusal),
             }
