@@ -116,6 +116,12 @@ pub enum TokenError {
         /// The term that holds it, or that began before it.
         term: Term,
     },
+    /// The engine is past the entry's place, but the log no longer tells which term's entry stood there.
+    #[error("the log was pruned beyond VLSN {vlsn}, and no longer tells which term's entry it was")]
+    Pruned {
+        /// The place.
+        vlsn: Vlsn,
+    },
     /// The node is closing or stopped.
     #[error("the node has stopped")]
     Stopped,
@@ -285,8 +291,7 @@ impl Core {
             return Answer::Unknown;
         }
         let committed = Vlsn::new(self.apply.committed.get());
-        let later_term = self.log.term_history().into_iter().find(|span| span.term > token.term);
-        if later_term.is_some_and(|span| span.first <= token.vlsn && Some(span.first) <= committed) {
+        if self.supplanted(token).is_some() {
             return Answer::RolledBack;
         }
         if Some(token.vlsn) > committed {
@@ -304,18 +309,42 @@ impl Core {
         if token.group != self.config.group {
             return Err(TokenError::OtherGroup);
         }
-        if !self.apply.applied.wait(token.vlsn.get(), wait).map_err(|_closed| TokenError::Stopped)? {
-            return Ok(false);
+        loop {
+            if let Some(term) = self.supplanted(token) {
+                return Err(TokenError::RolledBack { vlsn: token.vlsn, term });
+            }
+            let applied = self.apply.applied.get();
+            if applied >= token.vlsn.get() {
+                break;
+            }
+            // Looked at with every advance: a newer term may begin before the entry's place, and then nothing may come
+            // to that place for a long time.
+            if !self.apply.applied.wait(applied + 1, wait).map_err(|_closed| TokenError::Stopped)? {
+                return Ok(false);
+            }
         }
         match self.term_at(token.vlsn) {
-            Some(term) if term != token.term => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
-            _ => Ok(true),
+            Some(term) if term == token.term => Ok(true),
+            Some(term) => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
+            None => Err(TokenError::Pruned { vlsn: token.vlsn }),
         }
+    }
+
+    /// The newer term, if one that is committed began at the token's place or before.
+    fn supplanted(&self, token: &Token) -> Option<Term> {
+        let committed = Vlsn::new(self.apply.committed.get());
+        if self.log.last().is_none_or(|last| last.term <= token.term) {
+            return None;
+        }
+        let later = self.log.term_history().into_iter().find(|span| span.term > token.term)?;
+        (later.first <= token.vlsn && Some(later.first) <= committed).then_some(later.term)
     }
 
     /// Ends apply, the log and all workers. The node's own connections have been ended before.
     pub fn close(&self, wait: Wait) {
         self.apply.close();
+        // The apply worker may wait for a flush that does not come.
+        self.workers.lock().iter().for_each(|worker| worker.poke());
         // A closed watermark can't fail this wait: it is never closed.
         let _ended = self.apply_ended.wait(1, wait);
         self.log.on_flushed(None);
