@@ -148,6 +148,8 @@ struct Session {
     last: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
+    /// When the last burst ended.
+    last_burst: Deadline,
     /// Present if batches may come compressed.
     expander: Option<Expander>,
 }
@@ -219,6 +221,7 @@ impl Receive {
             seen: now,
             last,
             unacked: 0,
+            last_burst: now,
             expander: None,
         });
         Ok(Step::Worked)
@@ -265,8 +268,13 @@ impl Session {
             }
             None => return Ok(Step::Idle { due }),
         }
-        if streaming && self.unacked > 0 && (self.unacked >= ACK_EVERY || !buffer.buffered()) {
-            self.end_burst(shared)?;
+        if streaming && self.unacked > 0 {
+            // A stream that comes slowly and never pauses is acked too: the master must not take it for silence.
+            let overdue = self.seen >= self.last_burst + config.heartbeat;
+            if self.unacked >= ACK_EVERY || overdue || !buffer.buffered() {
+                self.last_burst = self.seen;
+                self.end_burst(shared)?;
+            }
         }
         Ok(Step::Worked)
     }
