@@ -15,7 +15,6 @@ use crate::counters::Counters;
 use crate::entry::{RunError, RunSummary, verify_run};
 use crate::handshake::{self, Identity, judge_welcome};
 use crate::ids::{Position, Term, Vlsn, number};
-use crate::log::scanner::ScanError;
 use crate::log::{FlushError, Log};
 use crate::planted::{Bug, active};
 use crate::replica::ack::{AckSender, Line};
@@ -455,8 +454,9 @@ impl Session {
             match shared.log.flush(last.vlsn, Wait::Now) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(FlushError::LifeEnded) => return Err(FollowError::Scan(ScanError::LifeEnded)),
-                Err(_) => return Err(FollowError::Scan(ScanError::Poisoned)),
+                // The disk is full: the flusher tries again.
+                Err(FlushError::Write(error)) => log::warn!("{error}"),
+                Err(error) => return Err(error.into()),
             }
         }
         shared.log.request_flush(last.vlsn);
