@@ -1,6 +1,6 @@
 //! What every node has, whatever its part in the group: a log, small state, an engine behind an apply worker.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -127,6 +127,9 @@ pub enum TokenError {
     Stopped,
 }
 
+/// As many reasons are kept.
+const MAX_REASONS: usize = 4;
+
 /// A node's common part.
 pub(super) struct Core {
     pub config: Arc<CheckedConfig>,
@@ -150,10 +153,11 @@ pub(super) struct Unstarted {
     engine: Box<dyn Engine>,
 }
 
-/// Set once, by the first worker that can't go on. The node takes no further part in its group.
+/// Set by the first worker that can't go on. The node takes no further part in its group.
 #[derive(Default)]
 pub(super) struct Poison {
-    reason: OnceLock<Stop>,
+    /// What the workers say that can't go on: the first is not always the one that saw the cause.
+    reasons: Mutex<Vec<String>>,
     /// What cuts the node's ties; set when it is put together.
     sever: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
@@ -161,16 +165,20 @@ pub(super) struct Poison {
 impl Poison {
     pub fn on_poison(&self, sever: Arc<dyn Fn() + Send + Sync>) {
         *self.sever.lock() = Some(Arc::clone(&sever));
-        if self.reason.get().is_some() {
+        if self.reason().is_some() {
             sever();
         }
     }
 
     pub fn strike(&self, stop: &Stop) {
         if let Stop::Failed(reason) = stop {
-            if self.reason.set(stop.clone()).is_ok() {
-                log::error!("this node takes no further part in its group: {reason}");
+            log::error!("this node takes no further part in its group: {reason}");
+            let text = stop.to_string();
+            let mut reasons = self.reasons.lock();
+            if reasons.len() < MAX_REASONS && !reasons.contains(&text) {
+                reasons.push(text);
             }
+            drop(reasons);
             let sever = self.sever.lock().clone();
             if let Some(sever) = sever {
                 sever();
@@ -179,7 +187,8 @@ impl Poison {
     }
 
     pub fn reason(&self) -> Option<String> {
-        self.reason.get().map(Stop::to_string)
+        let reasons = self.reasons.lock();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
 
