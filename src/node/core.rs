@@ -170,20 +170,30 @@ impl Poison {
         }
     }
 
+    /// Cuts the node's ties first: whoever is told the reason finds nothing going on.
     pub fn strike(&self, stop: &Stop) {
-        if let Stop::Failed(reason) = stop {
-            log::error!("this node takes no further part in its group: {reason}");
+        let Stop::Failed(reason) = stop else { return };
+        log::error!("this node takes no further part in its group: {reason}");
+        let cut = self.cut();
+        {
             let text = stop.to_string();
             let mut reasons = self.reasons.lock();
             if reasons.len() < MAX_REASONS && !reasons.contains(&text) {
                 reasons.push(text);
             }
-            drop(reasons);
-            let sever = self.sever.lock().clone();
-            if let Some(sever) = sever {
-                sever();
-            }
         }
+        if !cut {
+            // The node was being put together, and did not see the reason yet.
+            self.cut();
+        }
+    }
+
+    fn cut(&self) -> bool {
+        let sever = self.sever.lock().clone();
+        sever.is_some_and(|sever| {
+            sever();
+            true
+        })
     }
 
     pub fn reason(&self) -> Option<String> {
