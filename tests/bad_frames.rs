@@ -111,6 +111,7 @@ fn samples() -> Vec<Message<'static>> {
         RejectReason::Superseded { session: 8 },
         RejectReason::OwnName,
         RejectReason::TermAhead { ours: Term::new(2) },
+        RejectReason::MemberDiffers,
         RejectReason::Busy,
         RejectReason::Protocol,
     ];
@@ -135,7 +136,7 @@ fn every_message_round_trips_and_every_type_has_a_sample() {
 fn every_flipped_bit_of_header_and_covered_payload_is_refused() {
     for message in samples() {
         let bytes = frame(&message);
-        let covered = if message.kind() == MessageType::Entries { HEADER_LEN + 32 } else { bytes.len() };
+        let covered = if message.kind() == MessageType::Entries { HEADER_LEN + 40 } else { bytes.len() };
         for bit in 0..covered * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -201,15 +202,15 @@ fn values_out_of_range_are_refused_by_name() {
         value(MessageType::Bye, &[number], "reason");
         value(MessageType::HeartbeatReply, &[0, 0, 0, 0, 0, 0, 0, 0, number], "health");
     }
-    value(MessageType::Nack, &[8, 0, 0, 0, 0, 0, 0, 0, 0], "reason");
-    value(MessageType::Reject, &[10], "reason");
+    value(MessageType::Nack, &[9, 0, 0, 0, 0, 0, 0, 0, 0], "reason");
+    value(MessageType::Reject, &[11], "reason");
     value(MessageType::Reject, &[4, 2, b'x', b'y'], "reason.hint");
     value(MessageType::Behind, &[255; 8], "last");
     value(MessageType::Matchpoint, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "at");
     let [zero, one, two] = [0u64, 1, 2].map(u64::to_le_bytes);
-    value(MessageType::Entries, &[zero, zero, zero, one].concat(), "first");
-    value(MessageType::Entries, &[zero, zero, two, one].concat(), "last");
-    value(MessageType::Entries, &[zero, zero, one, one].concat(), "run");
+    value(MessageType::Entries, &[zero, zero, zero, zero, one].concat(), "first");
+    value(MessageType::Entries, &[zero, zero, zero, two, one].concat(), "last");
+    value(MessageType::Entries, &[zero, zero, zero, one, one].concat(), "run");
     value(MessageType::EntryRequest, &[two, one, zero].concat(), "to");
     let mut hello = frame(&samples()[0])[HEADER_LEN..].to_vec();
     let name = hello.windows(4).position(|w| w == b"db-1").expect("the name");
@@ -225,7 +226,7 @@ fn values_out_of_range_are_refused_by_name() {
 #[test]
 fn a_history_is_bounded_before_it_is_allocated_and_must_rise() {
     let syncup = |count: u32, spans: &[(u32, u64)]| {
-        let mut payload = vec![0; 32];
+        let mut payload = vec![0; 24];
         payload.extend_from_slice(&count.to_le_bytes());
         for (term, first) in spans {
             payload.extend_from_slice(&term.to_le_bytes());
@@ -267,8 +268,8 @@ mod compressed {
         let (header, message) = Message::decode(plain).expect("decodes");
         assert_eq!(header.sequence, 5);
         assert!(matches!(message, Message::Entries(entries) if entries.run == run && entries.head() == HEAD));
-        let limit = FrameError::TooLong { len: 100_064, limit: 100_063 };
-        assert_eq!(expander.expand(&bytes, 100_063), Err(limit.into()));
+        let limit = FrameError::TooLong { len: 100_072, limit: 100_071 };
+        assert_eq!(expander.expand(&bytes, 100_071), Err(limit.into()));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -280,7 +281,7 @@ mod compressed {
     proptest! {
         #[test]
         fn arbitrary_blocks_never_panic(block in proptest::collection::vec(any::<u8>(), 0..200), claimed in 0u32..5000) {
-            let mut payload = frame(&samples()[7])[HEADER_LEN..HEADER_LEN + 32].to_vec();
+            let mut payload = frame(&samples()[7])[HEADER_LEN..HEADER_LEN + 40].to_vec();
             payload.extend_from_slice(&claimed.to_le_bytes());
             payload.extend_from_slice(&block);
             let header = FrameHeader {

@@ -214,8 +214,11 @@ impl FeederAcks {
         let scanner = self.hub.source().scanner();
         let output = Output::new(scanner, matched, self.sequence, capabilities, self.clock.now());
         *self.connection.output.lock() = Some(output);
-        let paused = self.hub.is_paused(&node);
-        self.connection.set_state(if paused { FeederState::Paused } else { FeederState::CatchingUp });
+        // In this order: whoever pauses meanwhile either finds the stream begun or is found here.
+        self.connection.set_state(FeederState::CatchingUp);
+        if self.hub.is_paused(&node) {
+            self.connection.set_state(FeederState::Paused);
+        }
         log::info!("feeding {node} after VLSN {}", crate::ids::number(matched));
         let first = if active(Bug::PositionKeptAcrossReconnect) {
             first.max(self.hub.last_positions(&node))

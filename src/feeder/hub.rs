@@ -361,6 +361,9 @@ impl Hub {
     pub fn push(&self, last: Vlsn) {
         let mut left = false;
         for connection in self.streaming().iter() {
+            if connection.state() == FeederState::Paused {
+                continue;
+            }
             let Some(mut output) = connection.output.try_lock() else {
                 left = true;
                 continue;
@@ -437,7 +440,8 @@ impl Hub {
             known.paused = paused;
             known.connection.clone()
         };
-        if let Some(connection) = connection.filter(|c| c.output.lock().is_some()) {
+        // A handshake that is under way looks for itself when its stream begins.
+        if let Some(connection) = connection.filter(|c| c.state() != FeederState::Handshaking) {
             connection.set_state(if paused { FeederState::Paused } else { FeederState::CatchingUp });
         }
         true
@@ -482,7 +486,8 @@ impl Hub {
                     sent,
                     positions,
                     lag_entries,
-                    lag_bytes: self.source.bytes_after(positions.received),
+                    // What the log says is about right for a backlog, and never nothing.
+                    lag_bytes: if lag_entries == 0 { 0 } else { self.source.bytes_after(positions.received) },
                     lag_time: connection.map_or(Duration::ZERO, |c| c.lag_time(now_micros)),
                     connected_for: connection.map(|connection| ago(connection.since)),
                     last_seen: connection.map(|c| c.seen()).or(known.map(|known| known.seen)).map(ago),

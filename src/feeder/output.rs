@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::{Clock, Deadline, Wait};
 use crate::feeder::connection::{Connection, FeedError};
@@ -21,6 +22,9 @@ use crate::worker::{Step, Stop, Worker};
 
 /// Frames whose acks are awaited and whose time is remembered, for lag in time.
 const TIMED_FRAMES: usize = 64;
+
+/// Entries that were appended and can't be read yet are looked for again after this time.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Shorter runs are not worth compressing.
 const COMPRESS_FROM: usize = 4 << 10;
@@ -225,6 +229,8 @@ impl FeederOut {
             }
             return Ok(Next::Again);
         }
+        // Read before the log is: what the log does not show of this can't be read now, as when the disk is full.
+        let fed = self.hub.feed().get();
         if self.connection.state() != FeederState::Paused {
             match output.pump(&self.hub, &self.connection, config.batch_bytes, wait.at_most(give_up))? {
                 Pumped::Sent => {
@@ -240,7 +246,10 @@ impl FeederOut {
         {
             return self.blocked(output, now, give_up);
         }
-        Ok(Next::WaitFor { after: output.sent(), until: output.last_sent + config.heartbeat })
+        let beat = output.last_sent + config.heartbeat;
+        let sent = number(output.sent());
+        let until = if fed > sent { beat.min(now + LOOK_AGAIN) } else { beat };
+        Ok(Next::WaitFor { after: fed.max(sent), until })
     }
 
     fn blocked(&self, output: &mut Output, now: Deadline, give_up: Deadline) -> Result<Next, FeedError> {
@@ -260,7 +269,7 @@ enum Next {
     },
     /// All was sent up to `after`.
     WaitFor {
-        after: Option<Vlsn>,
+        after: u64,
         until: Deadline,
     },
 }
@@ -273,7 +282,7 @@ impl Worker for FeederOut {
             Ok(Next::WaitFor { after, until }) => {
                 let target = match self.connection.state() {
                     FeederState::Paused => u64::MAX,
-                    _ => number(after) + 1,
+                    _ => after + 1,
                 };
                 match self.hub.feed().wait(target, wait.at_most(until)) {
                     Ok(true) => Ok(Step::Worked),

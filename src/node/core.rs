@@ -1,6 +1,6 @@
 //! What every node has, whatever its part in the group: a log, small state, an engine behind an apply worker.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -116,10 +116,19 @@ pub enum TokenError {
         /// The term that holds it, or that began before it.
         term: Term,
     },
+    /// The engine is past the entry's place, but the log no longer tells which term's entry stood there.
+    #[error("the log was pruned beyond VLSN {vlsn}, and no longer tells which term's entry it was")]
+    Pruned {
+        /// The place.
+        vlsn: Vlsn,
+    },
     /// The node is closing or stopped.
     #[error("the node has stopped")]
     Stopped,
 }
+
+/// As many reasons are kept.
+const MAX_REASONS: usize = 4;
 
 /// A node's common part.
 pub(super) struct Core {
@@ -144,10 +153,11 @@ pub(super) struct Unstarted {
     engine: Box<dyn Engine>,
 }
 
-/// Set once, by the first worker that can't go on. The node takes no further part in its group.
+/// Set by the first worker that can't go on. The node takes no further part in its group.
 #[derive(Default)]
 pub(super) struct Poison {
-    reason: OnceLock<Stop>,
+    /// What the workers say that can't go on: the first is not always the one that saw the cause.
+    reasons: Mutex<Vec<String>>,
     /// What cuts the node's ties; set when it is put together.
     sever: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
@@ -155,25 +165,40 @@ pub(super) struct Poison {
 impl Poison {
     pub fn on_poison(&self, sever: Arc<dyn Fn() + Send + Sync>) {
         *self.sever.lock() = Some(Arc::clone(&sever));
-        if self.reason.get().is_some() {
+        if self.reason().is_some() {
             sever();
         }
     }
 
+    /// Cuts the node's ties first: whoever is told the reason finds nothing going on.
     pub fn strike(&self, stop: &Stop) {
-        if let Stop::Failed(reason) = stop {
-            if self.reason.set(stop.clone()).is_ok() {
-                log::error!("this node takes no further part in its group: {reason}");
+        let Stop::Failed(reason) = stop else { return };
+        log::error!("this node takes no further part in its group: {reason}");
+        let cut = self.cut();
+        {
+            let text = stop.to_string();
+            let mut reasons = self.reasons.lock();
+            if reasons.len() < MAX_REASONS && !reasons.contains(&text) {
+                reasons.push(text);
             }
-            let sever = self.sever.lock().clone();
-            if let Some(sever) = sever {
-                sever();
-            }
+        }
+        if !cut {
+            // The node was being put together, and did not see the reason yet.
+            self.cut();
         }
     }
 
+    fn cut(&self) -> bool {
+        let sever = self.sever.lock().clone();
+        sever.is_some_and(|sever| {
+            sever();
+            true
+        })
+    }
+
     pub fn reason(&self) -> Option<String> {
-        self.reason.get().map(Stop::to_string)
+        let reasons = self.reasons.lock();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
 
@@ -285,8 +310,7 @@ impl Core {
             return Answer::Unknown;
         }
         let committed = Vlsn::new(self.apply.committed.get());
-        let later_term = self.log.term_history().into_iter().find(|span| span.term > token.term);
-        if later_term.is_some_and(|span| span.first <= token.vlsn && Some(span.first) <= committed) {
+        if self.supplanted(token).is_some() {
             return Answer::RolledBack;
         }
         if Some(token.vlsn) > committed {
@@ -304,18 +328,42 @@ impl Core {
         if token.group != self.config.group {
             return Err(TokenError::OtherGroup);
         }
-        if !self.apply.applied.wait(token.vlsn.get(), wait).map_err(|_closed| TokenError::Stopped)? {
-            return Ok(false);
+        loop {
+            if let Some(term) = self.supplanted(token) {
+                return Err(TokenError::RolledBack { vlsn: token.vlsn, term });
+            }
+            let applied = self.apply.applied.get();
+            if applied >= token.vlsn.get() {
+                break;
+            }
+            // Looked at with every advance: a newer term may begin before the entry's place, and then nothing may come
+            // to that place for a long time.
+            if !self.apply.applied.wait(applied + 1, wait).map_err(|_closed| TokenError::Stopped)? {
+                return Ok(false);
+            }
         }
         match self.term_at(token.vlsn) {
-            Some(term) if term != token.term => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
-            _ => Ok(true),
+            Some(term) if term == token.term => Ok(true),
+            Some(term) => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
+            None => Err(TokenError::Pruned { vlsn: token.vlsn }),
         }
+    }
+
+    /// The newer term, if one that is committed began at the token's place or before.
+    fn supplanted(&self, token: &Token) -> Option<Term> {
+        let committed = Vlsn::new(self.apply.committed.get());
+        if self.log.last().is_none_or(|last| last.term <= token.term) {
+            return None;
+        }
+        let later = self.log.term_history().into_iter().find(|span| span.term > token.term)?;
+        (later.first <= token.vlsn && Some(later.first) <= committed).then_some(later.term)
     }
 
     /// Ends apply, the log and all workers. The node's own connections have been ended before.
     pub fn close(&self, wait: Wait) {
         self.apply.close();
+        // The apply worker may wait for a flush that does not come.
+        self.workers.lock().iter().for_each(|worker| worker.poke());
         // A closed watermark can't fail this wait: it is never closed.
         let _ended = self.apply_ended.wait(1, wait);
         self.log.on_flushed(None);

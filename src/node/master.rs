@@ -177,6 +177,9 @@ impl Master {
         }
         self.feeders.admit(policy)?;
         let appended = self.core.log.append(self.term, entries)?;
+        let bytes: usize = entries.iter().map(NewEntry::encoded_len).sum();
+        self.core.counters.appended_entries.add(entries.len() as u64);
+        self.core.counters.appended_bytes.add(bytes as u64);
         let token = Token { group: self.core.config.group, term: self.term, vlsn: appended.last.vlsn };
         Ok(Ticket { token, policy, since: self.core.clock.now() })
     }

@@ -122,7 +122,8 @@ impl AckSender {
     pub fn applied(&self) {
         let acked = self.line.try_lock().and_then(|line| line.as_ref().map(|line| line.acked.applied));
         let wanted = Vlsn::new(self.wanted_applied.load(Ordering::Relaxed));
-        if acked.is_none_or(|acked| wanted > acked) {
+        // Whoever found the line held just now, by this look at it, left its news here.
+        if acked.is_none_or(|acked| wanted > acked) || self.news.load(Ordering::SeqCst) {
             self.send();
         }
     }

@@ -8,7 +8,7 @@ use crate::entry::RunError;
 use crate::handshake::WelcomeError;
 use crate::ids::{Term, Vlsn, number};
 use crate::log::scanner::ScanError;
-use crate::log::{AppendError, TruncateError};
+use crate::log::{AppendError, FlushError, TruncateError};
 use crate::runtime::DialError;
 use crate::syncup::SyncupError;
 use crate::wire::MessageType;
@@ -125,6 +125,9 @@ pub enum FollowError {
     /// The entries could not be written here.
     #[error(transparent)]
     Append(#[from] AppendError),
+    /// The entries could not be made durable here.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
     /// The log could not be cut.
     #[error(transparent)]
     Truncate(#[from] TruncateError),
@@ -146,6 +149,7 @@ impl FollowError {
                 | FollowError::Truncate(_)
                 | FollowError::Scan(ScanError::Poisoned)
                 | FollowError::Append(AppendError::Poisoned)
+                | FollowError::Flush(FlushError::Sync(_) | FlushError::Poisoned)
         )
     }
 }

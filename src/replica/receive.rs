@@ -15,7 +15,6 @@ use crate::counters::Counters;
 use crate::entry::{RunError, RunSummary, verify_run};
 use crate::handshake::{self, Identity, judge_welcome};
 use crate::ids::{Position, Term, Vlsn, number};
-use crate::log::scanner::ScanError;
 use crate::log::{FlushError, Log};
 use crate::planted::{Bug, active};
 use crate::replica::ack::{AckSender, Line};
@@ -148,6 +147,8 @@ struct Session {
     last: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
+    /// When the last burst ended.
+    last_burst: Deadline,
     /// Present if batches may come compressed.
     expander: Option<Expander>,
 }
@@ -219,6 +220,7 @@ impl Receive {
             seen: now,
             last,
             unacked: 0,
+            last_burst: now,
             expander: None,
         });
         Ok(Step::Worked)
@@ -265,8 +267,13 @@ impl Session {
             }
             None => return Ok(Step::Idle { due }),
         }
-        if streaming && self.unacked > 0 && (self.unacked >= ACK_EVERY || !buffer.buffered()) {
-            self.end_burst(shared)?;
+        if streaming && self.unacked > 0 {
+            // A stream that comes slowly and never pauses is acked too: the master must not take it for silence.
+            let overdue = self.seen >= self.last_burst + config.heartbeat;
+            if self.unacked >= ACK_EVERY || overdue || !buffer.buffered() {
+                self.last_burst = self.seen;
+                self.end_burst(shared)?;
+            }
         }
         Ok(Step::Worked)
     }
@@ -447,8 +454,9 @@ impl Session {
             match shared.log.flush(last.vlsn, Wait::Now) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(FlushError::LifeEnded) => return Err(FollowError::Scan(ScanError::LifeEnded)),
-                Err(_) => return Err(FollowError::Scan(ScanError::Poisoned)),
+                // The disk is full: the flusher tries again.
+                Err(FlushError::Write(error)) => log::warn!("{error}"),
+                Err(error) => return Err(error.into()),
             }
         }
         shared.log.request_flush(last.vlsn);
