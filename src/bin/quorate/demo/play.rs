@@ -33,8 +33,6 @@ const STALLED: Duration = Duration::from_secs(30);
 pub fn play(args: &Args, input: &Input) -> Result<Outcome, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // The second one ends the process at once.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     let (root, _temporary) = directory(args.dir.as_deref())?;
