@@ -11,6 +11,7 @@ mod error;
 mod flush;
 mod format;
 mod index;
+pub mod inspect;
 mod life;
 pub mod mmap;
 mod reader;

@@ -20,7 +20,10 @@ use std::sync::Arc;
 use quorate::engine::{Engine, EngineError};
 use quorate::entry::{Entries, EntryKind};
 use quorate::ids::{Vlsn, number};
-use redb::{Database, Durability, ReadableTable, Table, TableDefinition};
+use redb::{
+    Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, Table,
+    TableDefinition,
+};
 
 const DATA: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("data");
 const POSITION: TableDefinition<'_, &str, u64> = TableDefinition::new("position");
@@ -121,7 +124,7 @@ pub enum Refused {
 }
 
 /// What a store holds, for comparing stores.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Contents {
     /// Keys.
     pub records: u64,
@@ -129,9 +132,35 @@ pub struct Contents {
     pub bytes: u64,
     /// The last applied entry.
     pub applied: Option<Vlsn>,
-    /// SipHash over every key and value in the order of the keys, and the applied VLSN. Stores compare by it if the same
-    /// build of this program made both hashes.
+    /// The sum of the SipHashes of all pairs of key and value, whatever their order. Contents compare by it if the same
+    /// build of this program made both.
     pub hash: u64,
+}
+
+impl Contents {
+    /// Adds a pair whose key was not there.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        let mut hasher = DefaultHasher::new();
+        for part in [key, value] {
+            hasher.write_u64(part.len() as u64);
+            hasher.write(part);
+            self.bytes += part.len() as u64;
+        }
+        self.records += 1;
+        self.hash = self.hash.wrapping_add(hasher.finish());
+    }
+
+    /// Adds pairs whose keys were not there.
+    pub fn merge(&mut self, other: &Contents) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.hash = self.hash.wrapping_add(other.hash);
+    }
+
+    /// Whether both hold the same records, as of whichever entry.
+    pub fn same_records(&self, other: &Contents) -> bool {
+        (self.records, self.bytes, self.hash) == (other.records, other.bytes, other.hash)
+    }
 }
 
 impl fmt::Display for Contents {
@@ -168,6 +197,7 @@ impl Kv {
     }
 
     /// A handle for reading.
+    #[allow(dead_code, reason = "the command reads closed stores; the example and the tests read open ones")]
     pub fn reader(&self) -> Reader {
         Reader { db: Arc::clone(&self.db) }
     }
@@ -175,7 +205,7 @@ impl Kv {
     fn apply_all(&self, entries: Entries<'_>) -> Result<Option<Vlsn>, EngineError> {
         let mut txn = self.db.begin_write()?;
         // What this commit leaves out, the next checkpoint makes durable; a crash before that is replayed from the log.
-        txn.set_durability(Durability::None);
+        txn.set_durability(Durability::None)?;
         let mut applied = self.applied;
         {
             let mut data = txn.open_table(DATA)?;
@@ -218,7 +248,7 @@ impl Engine for Kv {
 
     fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
         let mut txn = self.db.begin_write()?;
-        txn.set_durability(Durability::Immediate);
+        txn.set_durability(Durability::Immediate)?;
         txn.commit()?;
         Ok(self.applied)
     }
@@ -229,10 +259,7 @@ impl Reader {
     ///
     /// # Errors
     /// The database's.
-    #[allow(
-        dead_code,
-        reason = "the command compares whole stores; the example and the tests read single keys"
-    )]
+    #[allow(dead_code, reason = "the command reads closed stores; the example and the tests read open ones")]
     pub fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
         let data = self.db.begin_read()?.open_table(DATA)?;
         Ok(data.get(key)?.map(|value| value.value().to_vec()))
@@ -242,22 +269,29 @@ impl Reader {
     ///
     /// # Errors
     /// The database's.
+    #[allow(dead_code, reason = "the command reads closed stores; the example and the tests read open ones")]
     pub fn contents(&self) -> Result<Contents, EngineError> {
-        let txn = self.db.begin_read()?;
-        let applied = txn.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
-        let (mut hasher, mut records, mut bytes) = (DefaultHasher::new(), 0, 0);
-        for pair in txn.open_table(DATA)?.iter()? {
-            let (key, value) = pair?;
-            for part in [key.value(), value.value()] {
-                hasher.write_u64(part.len() as u64);
-                hasher.write(part);
-                bytes += part.len() as u64;
-            }
-            records += 1;
-        }
-        hasher.write_u64(applied);
-        Ok(Contents { records, bytes, applied: Vlsn::new(applied), hash: hasher.finish() })
+        whole(&self.db.begin_read()?)
     }
+}
+
+/// Reads the whole store in this file, which nobody has open.
+///
+/// # Errors
+/// The database's, for instance if there is no store or it was not closed.
+#[allow(dead_code, reason = "for comparing files; the example has its stores open")]
+pub fn contents_of(path: &Path) -> Result<Contents, EngineError> {
+    whole(&ReadOnlyDatabase::open(path)?.begin_read()?)
+}
+
+fn whole(txn: &ReadTransaction) -> Result<Contents, EngineError> {
+    let applied = txn.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
+    let mut contents = Contents { applied: Vlsn::new(applied), ..Contents::default() };
+    for pair in txn.open_table(DATA)?.iter()? {
+        let (key, value) = pair?;
+        contents.add(key.value(), value.value());
+    }
+    Ok(contents)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use quorate::entry::EntryRef;
 use quorate::ids::{Vlsn, number};
+use quorate::log::inspect::{Damage, Found, Inspector};
 use serde::Serialize;
 
 use crate::{Failure, Verdict};
@@ -21,7 +22,7 @@ pub enum Command {
 /// What to print.
 #[derive(clap::Args)]
 pub struct DumpArgs {
-    /// The log's directory
+    /// The log's directory, the node's, or one file of either
     dir: PathBuf,
     /// Start at this VLSN
     #[arg(long, value_name = "VLSN")]
@@ -40,50 +41,23 @@ pub struct DumpArgs {
 /// What to verify.
 #[derive(clap::Args)]
 pub struct VerifyArgs {
-    /// The log's directory
+    /// The log's directory, the node's, or one file of either
     dir: PathBuf,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
 
-/// An entry and where it is stored.
-pub struct Stored<'a> {
-    pub file: &'a Path,
-    pub offset: u64,
-    pub entry: EntryRef<'a>,
-}
-
-/// Bytes that should be entries and are not.
-#[derive(Clone, Debug, Serialize)]
-pub struct Damage {
-    pub file: PathBuf,
-    pub offset: u64,
+/// Damage, as it is printed.
+#[derive(Serialize)]
+struct DamageLine<'a> {
+    file: &'a Path,
+    offset: u64,
     /// The first VLSN that can't be read there.
-    pub from: u64,
+    from: u64,
     /// The last; `None` if that can't be told.
-    pub to: Option<u64>,
-    /// What is wrong, and what it means: a torn tail, or corruption of what was durable.
-    pub what: String,
-}
-
-/// What a reader comes across.
-#[cfg_attr(not(test), expect(dead_code, reason = "no reader is wired yet"))]
-pub enum Found<'a> {
-    Entry(Stored<'a>),
-    Damage(Damage),
-}
-
-/// Reads a log from its start to its end, going on behind damage where that is possible.
-pub trait Reader {
-    /// The next entry or damage; `None` at the end.
-    ///
-    /// # Errors
-    /// If a file can't be read at all.
-    fn next(&mut self) -> Result<Option<Found<'_>>, Failure>;
-
-    /// Bytes in all segments, for a progress bar.
-    fn bytes(&self) -> u64;
+    to: Option<u64>,
+    what: String,
 }
 
 /// Runs the command.
@@ -92,31 +66,28 @@ pub trait Reader {
 /// If the log can't be read.
 pub fn run(command: &Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match command {
-        Command::Dump(args) => dump(&mut *open(&args.dir, args.from)?, args, out),
-        Command::Verify(args) => verify(&mut *open(&args.dir, None)?, args.json, out),
+        Command::Dump(args) => {
+            dump(&mut Inspector::open(&args.dir, args.from.and_then(Vlsn::new))?, args, out)
+        }
+        Command::Verify(args) => verify(&mut Inspector::open(&args.dir, None)?, args.json, out),
     }
 }
 
-/// Opens a log for looking: at its oldest entry, or at the segment that has `from`.
-fn open(dir: &Path, _from: Option<u64>) -> Result<Box<dyn Reader>, Failure> {
-    Err(format!("can't read the log in {}: this build has no log", dir.display()).into())
-}
-
-fn dump(reader: &mut dyn Reader, args: &DumpArgs, out: &mut dyn Write) -> Result<Verdict, Failure> {
+fn dump(log: &mut Inspector, args: &DumpArgs, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let (from, mut left, mut verdict) = (args.from.unwrap_or(0), args.limit, Verdict::Good);
     while left != Some(0) {
-        match reader.next()? {
+        match log.advance()? {
             None => break,
             Some(Found::Damage(damage)) => {
                 print_damage(&damage, args.json, out)?;
                 verdict = Verdict::Bad;
             }
-            Some(Found::Entry(stored)) => {
-                let vlsn = stored.entry.header().vlsn;
+            Some(Found::Entry { path, offset, entry }) => {
+                let vlsn = entry.header().vlsn;
                 if (vlsn.is_none() && !args.local) || vlsn.is_some_and(|vlsn| vlsn.get() < from) {
                     continue;
                 }
-                print_entry(&stored, args.json, out)?;
+                print_entry(path, offset, &entry, args.json, out)?;
                 left = left.map(|left| left - 1);
             }
         }
@@ -134,19 +105,20 @@ struct Summary {
     damages: u64,
 }
 
-fn verify(reader: &mut dyn Reader, json: bool, out: &mut dyn Write) -> Result<Verdict, Failure> {
-    let bar = crate::progress(reader.bytes(), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+fn verify(log: &mut Inspector, json: bool, out: &mut dyn Write) -> Result<Verdict, Failure> {
+    let bar = crate::progress(log.bytes(), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let mut seen = Summary::default();
-    while let Some(found) = reader.next()? {
+    loop {
+        bar.set_position(log.position());
+        let Some(found) = log.advance()? else { break };
         match found {
             Found::Damage(damage) => {
                 bar.suspend(|| print_damage(&damage, json, out))?;
                 seen.damages += 1;
             }
-            Found::Entry(stored) => {
-                let len = stored.entry.bytes().len() as u64;
-                seen.bytes += len;
-                match stored.entry.header().vlsn {
+            Found::Entry { entry, .. } => {
+                seen.bytes += entry.bytes().len() as u64;
+                match entry.header().vlsn {
                     None => seen.local += 1,
                     Some(vlsn) => {
                         seen.entries += 1;
@@ -154,7 +126,6 @@ fn verify(reader: &mut dyn Reader, json: bool, out: &mut dyn Write) -> Result<Ve
                         seen.last = vlsn.get();
                     }
                 }
-                bar.inc(len);
             }
         }
     }
@@ -193,13 +164,19 @@ struct EntryLine<'a> {
 /// How much of a payload is shown.
 const SHOWN: usize = 32;
 
-fn print_entry(stored: &Stored<'_>, json: bool, out: &mut dyn Write) -> io::Result<()> {
-    let (header, payload) = (stored.entry.header(), stored.entry.payload());
+fn print_entry(
+    path: &Path,
+    offset: u64,
+    entry: &EntryRef<'_>,
+    json: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let (header, payload) = (entry.header(), entry.payload());
     let shown = payload[..payload.len().min(SHOWN)].escape_ascii().to_string();
     if json {
         let line = EntryLine {
-            file: stored.file,
-            offset: stored.offset,
+            file: path,
+            offset,
             vlsn: number(header.vlsn),
             term: header.term.get(),
             kind: header.kind.to_string(),
@@ -214,7 +191,7 @@ fn print_entry(stored: &Stored<'_>, json: bool, out: &mut dyn Write) -> io::Resu
     }
     let vlsn = header.vlsn.map_or("-".into(), |vlsn: Vlsn| vlsn.to_string());
     let txn = header.txn.map_or("-".into(), |txn| txn.0.to_string());
-    let file = Path::new(stored.file.file_name().unwrap_or_default()).display();
+    let file = Path::new(path.file_name().unwrap_or_default()).display();
     let more = if payload.len() > SHOWN { "…" } else { "" };
     writeln!(
         out,
@@ -223,16 +200,18 @@ fn print_entry(stored: &Stored<'_>, json: bool, out: &mut dyn Write) -> io::Resu
         header.kind,
         header.prev,
         header.crc,
-        stored.offset,
+        offset,
         payload.len(),
     )
 }
 
 fn print_damage(damage: &Damage, json: bool, out: &mut dyn Write) -> io::Result<()> {
+    let (file, offset, what) = (damage.path.as_path(), damage.offset, damage.kind.to_string());
+    let (from, to) = (damage.from.get(), damage.to.map(Vlsn::get));
     if json {
-        return write_json(&serde_json::json!({ "damage": damage }), out);
+        let line = DamageLine { file, offset, from, to, what };
+        return write_json(&serde_json::json!({ "damage": line }), out);
     }
-    let Damage { file, offset, from, to, what } = damage;
     let to = to.map_or("the end".into(), |to| to.to_string());
     writeln!(out, "DAMAGE in {} at offset {offset}, VLSN {from} to {to}: {what}", file.display())
 }
@@ -245,72 +224,51 @@ fn write_json(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quorate::entry::{EntryKind, NewEntry, Placement, encode};
-    use quorate::ids::Term;
+    use quorate::clock::{SystemClock, Wait};
+    use quorate::disk::RealDisk;
+    use quorate::log::LogConfig;
+    use quorate::{GroupId, Log, NewEntry, Term};
+    use std::sync::Arc;
 
-    /// Three entries, a local one before the last, and damage behind it.
-    struct Sample {
-        entries: Vec<Vec<u8>>,
-        next: usize,
+    /// Three entries with local ones between them.
+    fn sample() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let config = LogConfig { segment_bytes: 4096, max_payload: 1024, ..config };
+        let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+        for payload in [&b"first"[..], b"a\0b", &[b'x'; 100]] {
+            let appended = log.append(Term::new(2), &[NewEntry::data(payload)]).unwrap();
+            assert!(log.flush(appended.last.vlsn, Wait::Now).unwrap());
+        }
+        log.close().unwrap();
+        dir
     }
 
-    impl Sample {
-        fn new() -> Sample {
-            let entry = |vlsn, kind, payload: &[u8]| {
-                let at = Placement { vlsn: Vlsn::new(vlsn), term: Term::new(2), prev: 7, timestamp: 9 };
-                let mut bytes = Vec::new();
-                encode(&NewEntry { kind, txn: None, payload }, &at, &mut bytes);
-                bytes
-            };
-            let entries = vec![
-                entry(5, EntryKind::TERM_START, b""),
-                entry(6, EntryKind::DATA, b"a\0b"),
-                entry(0, EntryKind::SYNC_MARK, b"mark"),
-                entry(7, EntryKind::DATA, &[b'x'; 100]),
-            ];
-            Sample { entries, next: 0 }
-        }
+    /// Flips a byte of the second entry's payload.
+    fn damaged() -> tempfile::TempDir {
+        let dir = sample();
+        let path = dir.path().join(format!("{:020}.seg", 1));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(3).position(|three| three == b"a\0b").unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        dir
     }
 
-    impl Reader for Sample {
-        fn next(&mut self) -> Result<Option<Found<'_>>, Failure> {
-            self.next += 1;
-            let (file, offset) = (Path::new("log/seg-5"), 100 * self.next as u64);
-            if self.next == self.entries.len() + 1 {
-                let what = "the CRC differs".into();
-                return Ok(Some(Found::Damage(Damage {
-                    file: file.into(),
-                    offset,
-                    from: 8,
-                    to: Some(9),
-                    what,
-                })));
-            }
-            let Some(bytes) = self.entries.get(self.next - 1) else { return Ok(None) };
-            Ok(Some(Found::Entry(Stored { file, offset, entry: EntryRef::verify(bytes)? })))
-        }
-
-        fn bytes(&self) -> u64 {
-            self.entries.iter().map(|entry| entry.len() as u64).sum()
-        }
-    }
-
-    fn dumped(from: Option<u64>, limit: Option<u64>, local: bool, json: bool) -> (Verdict, String) {
+    fn dumped(dir: &Path, from: Option<u64>, limit: Option<u64>, local: bool) -> (Verdict, String) {
         let mut out = Vec::new();
-        let args = DumpArgs { dir: PathBuf::new(), from, limit, local, json };
-        let verdict = dump(&mut Sample::new(), &args, &mut out).unwrap();
+        let args = DumpArgs { dir: dir.into(), from, limit, local, json: false };
+        let verdict = run(&Command::Dump(args), &mut out).unwrap();
         (verdict, String::from_utf8(out).unwrap())
     }
 
     #[test]
     fn a_dump_has_a_line_for_each_entry_asked_for() {
-        let (verdict, text) = dumped(None, Some(2), false, false);
+        let dir = sample();
+        let (verdict, text) = dumped(dir.path(), None, Some(2), false);
         assert_eq!((verdict, text.lines().count()), (Verdict::Good, 2));
-        assert!(
-            text.contains("term-start") && text.contains("a\\x00b") && !text.contains("sync-mark"),
-            "{text}"
-        );
-        let (_, text) = dumped(Some(7), None, true, false);
+        assert!(text.contains("a\\x00b") && !text.contains("sync-mark"), "{text}");
+        let (_, text) = dumped(dir.path(), Some(3), None, true);
         assert!(
             text.contains("sync-mark") && text.contains(" 100 B  xxx") && !text.contains("a\\x00b"),
             "{text}"
@@ -318,31 +276,28 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_shows_damage_with_its_place_and_fails() {
-        let (verdict, text) = dumped(Some(7), None, false, false);
+    fn damage_is_shown_with_its_place_and_what_lies_behind_it_is_read() {
+        let dir = damaged();
+        let (verdict, text) = dumped(dir.path(), None, None, false);
         assert_eq!(verdict, Verdict::Bad);
-        assert!(
-            text.ends_with("DAMAGE in log/seg-5 at offset 500, VLSN 8 to 9: the CRC differs\n"),
-            "{text}"
-        );
+        assert!(text.contains("VLSN 2 to 2: the entry's CRC is") && text.contains(" 100 B  xxx"), "{text}");
+        let mut out = Vec::new();
+        let verify = VerifyArgs { dir: dir.path().into(), json: false };
+        assert_eq!(run(&Command::Verify(verify), &mut out).unwrap(), Verdict::Bad);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("2 entries (VLSN 1 to 3)") && text.ends_with("1 damaged places\n"), "{text}");
     }
 
     #[test]
     fn json_lines_parse() {
-        let (_, text) = dumped(None, None, true, true);
+        let (dir, mut out) = (damaged(), Vec::new());
+        let args = DumpArgs { dir: dir.path().into(), from: None, limit: None, local: false, json: true };
+        run(&Command::Dump(args), &mut out).unwrap();
+        let lines = String::from_utf8(out).unwrap();
         let lines: Vec<serde_json::Value> =
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(lines.len(), 5);
-        assert_eq!((&lines[1]["vlsn"], &lines[1]["kind"]), (&6.into(), &"data".into()));
-        assert_eq!(lines[4]["damage"]["offset"], 500);
-    }
-
-    #[test]
-    fn verify_counts_and_its_verdict_follows_the_damage() {
-        let mut out = Vec::new();
-        assert_eq!(verify(&mut Sample::new(), false, &mut out).unwrap(), Verdict::Bad);
-        let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("3 entries (VLSN 5 to 7) and 1 local ones"), "{text}");
-        assert!(text.ends_with("1 damaged places\n"), "{text}");
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!((&lines[0]["vlsn"], &lines[0]["kind"]), (&1.into(), &"data".into()));
+        assert_eq!((&lines[1]["damage"]["from"], &lines[1]["damage"]["to"]), (&2.into(), &2.into()));
     }
 }

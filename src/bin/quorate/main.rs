@@ -3,9 +3,9 @@
 mod bench;
 mod demo;
 mod files;
-#[cfg_attr(not(test), expect(dead_code, reason = "the demo does not replicate yet"))]
 mod kv;
 mod logs;
+mod replica;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -36,6 +36,9 @@ struct Cli {
 enum Command {
     /// Replicate real files, kill a replica on the way, bring it back, and compare all stores
     Demo(demo::Args),
+    /// Be a replica of the demo, in a process of its own
+    #[command(hide = true)]
+    Replica(replica::Args),
     /// Measure this machine's limits, and how close the engine comes
     Bench(bench::Args),
     /// Look into a log
@@ -65,7 +68,9 @@ pub enum Verdict {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("QUORATE_LOG", "warn")).init();
+    // The demo breaks connections on purpose, and tells of it itself.
+    let level = if matches!(cli.command, Command::Demo(_) | Command::Replica(_)) { "error" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("QUORATE_LOG", level)).init();
     let mut out = io::stdout().lock();
     match run(cli.command, &mut out).and_then(|verdict| Ok(out.flush().map(|()| verdict)?)) {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
 fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, out),
+        Command::Replica(args) => replica::run(&args),
         Command::Bench(args) => bench::run(&args, out),
         Command::Log(command) => logs::run(&command, out),
         Command::Completions { shell } => {

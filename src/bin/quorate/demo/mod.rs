@@ -1,5 +1,10 @@
 //! `quorate demo`: real files through the log into a store on each node, with a replica killed on the way.
 
+mod group;
+mod load;
+mod play;
+mod watch;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,13 +80,19 @@ fn policy(text: &str) -> Result<Policy, String> {
 
 /// What came of it.
 pub struct Outcome {
-    /// Entries committed, bytes of their payloads, and how long that took.
+    /// Commits, entries in them, bytes of the values, and how long that took.
     pub commits: u64,
+    pub entries: u64,
     pub bytes: u64,
     pub took: Duration,
+    /// Of the commits, those that were told less than `Committed`.
+    pub acked: u64,
+    pub degraded: u64,
     /// Commit latency.
     pub p50: Duration,
     pub p99: Duration,
+    /// What was committed.
+    pub written: Contents,
     /// Every node's name and store, the master's first.
     pub stores: Vec<(String, Contents)>,
 }
@@ -89,6 +100,11 @@ pub struct Outcome {
 impl Outcome {
     fn identical(&self) -> bool {
         self.stores.windows(2).all(|pair| pair[0].1 == pair[1].1)
+    }
+
+    /// Whether every store has all that was committed, and nothing else.
+    fn complete(&self) -> bool {
+        self.stores.iter().all(|(_, store)| store.same_records(&self.written))
     }
 }
 
@@ -112,19 +128,18 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
         };
         writeln!(out, "{} files, {} bytes{left_out}", input.files(), input.bytes)?;
     }
-    let outcome = replicate(args, &input)?;
+    let outcome = play::play(args, &input)?;
     render(&outcome, args.json, out)
-}
-
-fn replicate(args: &Args, input: &Input) -> Result<Outcome, Failure> {
-    let _ = (args.transport, args.replicas, args.policy, &args.dir, input.pieces().next());
-    Err("this build has no engine".into())
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
     identical: bool,
+    complete: bool,
     commits: u64,
+    entries: u64,
+    acked: u64,
+    degraded: u64,
     bytes: u64,
     seconds: f64,
     commits_per_s: f64,
@@ -147,7 +162,11 @@ fn render(outcome: &Outcome, json: bool, out: &mut dyn Write) -> Result<Verdict,
     let seconds = outcome.took.as_secs_f64().max(1e-9);
     let line = Line {
         identical: outcome.identical(),
+        complete: outcome.complete(),
         commits: outcome.commits,
+        entries: outcome.entries,
+        acked: outcome.acked,
+        degraded: outcome.degraded,
         bytes: outcome.bytes,
         seconds,
         commits_per_s: outcome.commits as f64 / seconds,
@@ -175,12 +194,22 @@ fn render(outcome: &Outcome, json: bool, out: &mut dyn Write) -> Result<Verdict,
         }
         writeln!(
             out,
-            "{} commits in {seconds:.2} s: {:.0}/s, {:.1} MB/s, latency p50 {} us, p99 {} us",
-            line.commits, line.commits_per_s, line.mb_per_s, line.p50_us, line.p99_us
+            "{} entries in {} commits in {seconds:.2} s: {:.0} commits/s, {:.1} MB/s, latency p50 {} us, p99 {} us",
+            line.entries, line.commits, line.commits_per_s, line.mb_per_s, line.p50_us, line.p99_us
         )?;
+        if line.acked + line.degraded > 0 {
+            let (acked, degraded) = (line.acked, line.degraded);
+            writeln!(
+                out,
+                "{acked} of the commits were told acked, {degraded} degraded: weaker than committed"
+            )?;
+        }
+        if !line.complete {
+            writeln!(out, "A STORE LACKS WHAT WAS COMMITTED: written {}", outcome.written)?;
+        }
         writeln!(out, "{}", if line.identical { "all stores are identical" } else { "THE STORES DIFFER" })?;
     }
-    Ok(if line.identical { Verdict::Good } else { Verdict::Bad })
+    Ok(if line.identical && line.complete { Verdict::Good } else { Verdict::Bad })
 }
 
 #[cfg(test)]
@@ -192,10 +221,14 @@ mod tests {
         let store = |hash| Contents { records: 2, bytes: 10, applied: Vlsn::new(3), hash };
         Outcome {
             commits: 2,
+            entries: 2,
             bytes: 10,
+            acked: 0,
+            degraded: 0,
             took: Duration::from_millis(500),
             p50: Duration::from_micros(70),
             p99: Duration::from_micros(90),
+            written: store(hashes[0]),
             stores: vec![("master".into(), store(hashes[0])), ("n2".into(), store(hashes[1]))],
         }
     }
@@ -224,8 +257,17 @@ mod tests {
         assert_eq!(render(&outcome([1, 1]), false, &mut out).unwrap(), Verdict::Good);
         assert_eq!(render(&outcome([1, 2]), false, &mut out).unwrap(), Verdict::Bad);
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("4/s") && text.contains("all stores are identical\n"), "{text}");
+        assert!(text.contains("4 commits/s") && text.contains("all stores are identical\n"), "{text}");
         assert!(text.ends_with("THE STORES DIFFER\n"), "{text}");
+    }
+
+    #[test]
+    fn identical_stores_that_lack_a_commit_are_a_bad_verdict() {
+        let (mut out, mut lost) = (Vec::new(), outcome([1, 1]));
+        lost.written.add(b"key", b"value");
+        assert_eq!(render(&lost, false, &mut out).unwrap(), Verdict::Bad);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("A STORE LACKS WHAT WAS COMMITTED"), "{text}");
     }
 
     #[test]
