@@ -98,13 +98,15 @@ pub trait Clock: Send + Sync {
     fn wall_micros(&self) -> u64;
 }
 
-/// The machine's clocks, in their coarse form: a reading costs some 3 ns and is up to one timer tick (1–10 ms) old.
+/// The machine's clocks. Monotonic time is exact, because waits are: a worker that waited until its deadline by one clock
+/// and then asked another that lags behind would find nothing due, and spin until it caught up. Wall time is coarse: a
+/// reading costs some 3 ns and is up to one timer tick (1–10 ms) old.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Deadline {
-        Deadline(nanos_of(ClockId::MonotonicCoarse))
+        Deadline(nanos_of(ClockId::Monotonic))
     }
 
     fn wall_micros(&self) -> u64 {

@@ -146,6 +146,7 @@ pub struct Placement {
 ///
 /// # Panics
 /// If the payload is longer than [`MAX_PAYLOAD`]: callers check their configured limit first.
+#[inline]
 pub fn encode(entry: &NewEntry<'_>, at: &Placement, out: &mut Vec<u8>) -> u32 {
     let start = out.len();
     let (header, len) = encode_header(entry, at);
@@ -171,6 +172,7 @@ pub fn encode_apart(entry: &NewEntry<'_>, at: &Placement) -> ([u8; HEADER_TXN_LE
     (header, len, crc)
 }
 
+#[inline]
 fn encode_header(entry: &NewEntry<'_>, at: &Placement) -> ([u8; HEADER_TXN_LEN], usize) {
     assert!(entry.payload.len() <= MAX_PAYLOAD, "payload over the format's limit");
     let len = header_len(entry.txn.is_some());
@@ -183,28 +185,33 @@ fn encode_header(entry: &NewEntry<'_>, at: &Placement) -> ([u8; HEADER_TXN_LEN],
     h[24..28].copy_from_slice(&at.prev.to_le_bytes());
     h[28..36].copy_from_slice(&at.timestamp.to_le_bytes());
     h[36..44].copy_from_slice(&entry.txn.map_or(0, |txn| txn.0).to_le_bytes());
-    let check = header_check(&h, len);
+    let check = h.first_chunk().map_or(0, |fixed| header_check(fixed, entry.txn.map_or(0, |txn| txn.0)));
     h[22..24].copy_from_slice(&check.to_le_bytes());
     (h, len)
 }
 
-#[inline(always)]
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+#[inline]
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
 }
 
-#[inline(always)]
+#[inline]
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes_at(bytes, at))
+}
+
+#[inline]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let b = &bytes[at..at + 8];
-    u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])
+    u64::from_le_bytes(bytes_at(bytes, at))
 }
 
 /// The 16-bit check over a header's fields but the CRC and itself: a folded-multiply mix in the manner of wyhash. It is
 /// on the scan path, where a CRC of its own would cost too much; the CRC covers the same bytes again.
 #[inline]
-fn header_check(h: &[u8], len: usize) -> u16 {
-    // One check of the length here instead of one for each field.
-    let h = &h[..len.max(HEADER_LEN)];
+fn header_check(h: &[u8; HEADER_LEN], txn: u64) -> u16 {
+    #[inline]
     fn fold(a: u64, b: u64) -> u64 {
         let wide = u128::from(a) * u128::from(b);
         wide as u64 ^ (wide >> 64) as u64
@@ -214,7 +221,6 @@ fn header_check(h: &[u8], len: usize) -> u16 {
     let term_kind_flags = u64_at(h, 16) & 0x0000_ffff_ffff_ffff;
     let prev = u64::from(u32_at(h, 24));
     let timestamp = u64_at(h, 28);
-    let txn = if len == HEADER_TXN_LEN { u64_at(h, 36) } else { 0 };
     let mixed = fold(vlsn ^ 0xa076_1d64_78bd_642f, (length | prev << 32) ^ 0xe703_7ed1_a0b4_28db)
         ^ fold(term_kind_flags ^ 0x8ebc_6af0_9c88_c6e3, timestamp ^ 0x5899_65cc_7537_4cc3)
         ^ fold(txn ^ 0x1d8e_4e27_c47d_124f, 0xeb44_acca_b455_d165);
@@ -288,11 +294,9 @@ impl Header {
             return Err(EntryDamage::Short { needed: header_len, present: bytes.len() });
         }
         let stored = u16::from_le_bytes([fixed[22], fixed[23]]);
+        let txn = if header_len == HEADER_TXN_LEN { u64_at(bytes, HEADER_LEN) } else { 0 };
         let payload_len = u32_at(fixed, 4);
-        if stored != header_check(bytes, header_len)
-            || flags & !FLAG_TXN != 0
-            || payload_len > MAX_PAYLOAD as u32
-        {
+        if stored != header_check(fixed, txn) || flags & !FLAG_TXN != 0 || payload_len > MAX_PAYLOAD as u32 {
             let zeroes = fixed.iter().all(|byte| *byte == 0);
             return Err(if zeroes { EntryDamage::Zeroes } else { EntryDamage::Header });
         }
@@ -303,7 +307,7 @@ impl Header {
             kind: EntryKind(fixed[20]),
             prev: u32_at(fixed, 24),
             timestamp: u64_at(fixed, 28),
-            txn: (flags & FLAG_TXN != 0).then(|| TxnId(u64_at(bytes, 36))),
+            txn: (flags & FLAG_TXN != 0).then_some(TxnId(txn)),
             header_len: header_len as u8,
             payload_len,
         })

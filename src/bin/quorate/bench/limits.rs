@@ -103,7 +103,7 @@ fn crc(block: usize, total: u64) -> Result<f64, Failure> {
 }
 
 /// The median round trip in microseconds.
-fn ping_pong(trips: u64) -> Result<f64, Failure> {
+pub fn ping_pong(trips: u64) -> Result<f64, Failure> {
     let (mut near, mut far) = loopback_pair()?;
     let echo = thread::spawn(move || {
         let mut ping = [0; PING];
@@ -205,7 +205,8 @@ pub fn write_and_flush(dir: &Path, total: u64) -> Result<f64, Failure> {
     Ok(rate(at, watch.elapsed()))
 }
 
-fn micros(took: Duration) -> f64 {
+/// Microseconds.
+pub fn micros(took: Duration) -> f64 {
     took.as_secs_f64() * 1e6
 }
 

@@ -35,14 +35,12 @@ pub fn time<T>(what: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 /// CPU time of all threads of this process since its start, user and system.
-#[cfg_attr(not(test), expect(dead_code, reason = "the lines of the engine are not measured yet"))]
 pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Allocations since the start, moves to a larger place included.
-#[cfg_attr(not(test), expect(dead_code, reason = "the lines of the engine are not measured yet"))]
 pub fn allocations() -> u64 {
     let stats = crate::ALLOCATOR.stats();
     (stats.allocations + stats.reallocations) as u64
@@ -52,12 +50,25 @@ pub fn allocations() -> u64 {
 ///
 /// # Errors
 /// If the system does not tell.
-#[cfg_attr(not(test), expect(dead_code, reason = "the lines of the engine are not measured yet"))]
 pub fn anonymous_memory() -> Result<u64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.map(|kib| kib << 10).ok_or_else(|| "/proc/self/status has no RssAnon".into())
+}
+
+/// How often threads of this process gave up the CPU to wait, and so were woken, since they started.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn wake_ups() -> Result<u64, Failure> {
+    let mut total = 0;
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        total += line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(total)
 }
 
 #[cfg(test)]

@@ -1,9 +1,14 @@
 //! `quorate bench`: the machine's limits, and the engine beside them, in one run.
 
 mod ceiling;
+mod commits;
+mod group;
 mod limits;
 mod meter;
+mod quiet;
 mod report;
+mod storage;
+mod streams;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -65,16 +70,26 @@ impl Bench {
         Ok(Bench { report: Report::default(), effort, dir, only, progress })
     }
 
+    /// Whether this line is to be measured.
+    pub fn wants(&self, id: &str) -> bool {
+        self.only.as_ref().is_none_or(|prefix| id.starts_with(prefix.as_str()))
+    }
+
+    /// Shows what is being measured.
+    pub fn show(&self, id: &str) {
+        self.progress.set_message(id.to_owned());
+        self.progress.tick();
+    }
+
     /// Measures one line, unless `--only` leaves it out, and adds it.
     ///
     /// # Errors
     /// The measurement's, with the line's id.
     pub fn line(&mut self, id: &str, measure: impl FnOnce() -> Result<Row, Failure>) -> Result<(), Failure> {
-        if self.only.as_ref().is_some_and(|prefix| !id.starts_with(prefix.as_str())) {
+        if !self.wants(id) {
             return Ok(());
         }
-        self.progress.set_message(id.to_owned());
-        self.progress.tick();
+        self.show(id);
         let row = measure().map_err(|failure| format!("{id}: {failure}"))?;
         self.report.add(row);
         Ok(())
@@ -89,6 +104,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let effort = Effort { runs: args.runs.into(), scale: if args.quick { 10 } else { 1 } };
     let mut bench = Bench::new(args.dir.as_deref(), effort, args.only.clone())?;
     limits::add_all(&mut bench)?;
+    storage::add_all(&mut bench)?;
+    streams::add_all(&mut bench)?;
+    commits::add_all(&mut bench)?;
+    quiet::add_all(&mut bench)?;
     bench.progress.finish_and_clear();
     if bench.report.rows().is_empty() {
         return Err("no line has an id that begins so".into());
