@@ -292,10 +292,11 @@ fn cut_at(
     let later = &pieces[found.piece + 1..];
     let durable = marks.iter().filter_map(|mark| mark.durable).max();
     let committed = marks.iter().filter_map(|mark| mark.committed).max();
+    let cuts_anything = active(Bug::TruncateAtFirstBadEntry);
     let covered = marks.iter().any(|mark| mark.covers(piece.first, flaw.offset))
         || later.iter().any(Piece::is_sealed)
         || committed.is_some_and(|committed| flaw.expected <= committed);
-    if covered && !active(Bug::TruncateAtFirstBadEntry) {
+    if covered && !cuts_anything {
         let to = durable.max(committed);
         return Err(OpenError::Damaged {
             path,
@@ -311,7 +312,8 @@ fn cut_at(
         (true, true) => TailVerdict::Hole,
         (false, _) => TailVerdict::Doubtful,
     };
-    if verdict == TailVerdict::Doubtful && place.config.doubtful == DoubtfulTail::Refuse {
+    let refuses = place.config.doubtful == DoubtfulTail::Refuse && !cuts_anything;
+    if verdict == TailVerdict::Doubtful && refuses {
         return Err(OpenError::Doubtful { path, offset: flaw.offset, from: flaw.expected });
     }
     let saved = save(place, pieces, found, names)?;

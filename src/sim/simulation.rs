@@ -174,13 +174,10 @@ impl Drop for Simulation {
         let tasks = {
             let mut schedule = self.inner.schedule.lock();
             if std::thread::panicking() {
-                eprintln!(
-                    "simulation failed at {} after {} steps, the last of {}; replay with QUORATE_SEED={}",
-                    self.inner.clock.now(),
-                    schedule.steps,
-                    schedule.last,
-                    self.inner.seed
-                );
+                let (now, steps, last, seed) =
+                    (self.inner.clock.now(), schedule.steps, &schedule.last, self.inner.seed);
+                let text = format!("simulation failed at {now} after {steps} steps, the last of {last}");
+                eprintln!("{text}; replay with QUORATE_SEED={seed}"); // tidy: part of a failing test's output
             }
             std::mem::take(&mut schedule.tasks)
         };
@@ -219,7 +216,7 @@ impl Inner {
         self.trace.note(&[label, code, due, now]);
         if self.verbose {
             let task = &schedule.tasks[at];
-            eprintln!("{:>14} {}/{}: {result:?}", now, task.node, task.name);
+            eprintln!("{now:>14} {}/{}: {result:?}", task.node, task.name); // tidy: only if QUORATE_TRACE asks for it
         }
         if schedule.tasks[at].doomed || result.is_err() {
             let mut task = schedule.tasks.remove(at);

@@ -227,7 +227,8 @@ impl World {
                 generation: 0,
                 stored: Arc::new(Mutex::new(Stored { entries: Vec::new(), durable: 0 })),
                 promised: 0,
-                lies: rots(&trouble.disks[at]),
+                // A replica may cut a doubtful tail, which its master still has; a master refuses to.
+                lies: trouble.disks[at].sync_lies > 0.0 || (at > 0 && trouble.disks[at].bit_flip > 0.0),
                 refusal: None,
             }
         });
@@ -471,7 +472,7 @@ impl World {
         let len = sizes[self.rng.index(4)];
         let count = 1 + self.rng.index(3);
         let payloads: Vec<Vec<u8>> =
-            (0..count).map(|n| vec![(self.appended as usize + n) as u8; len]).collect();
+            (0..count).map(|n| vec![(self.appended as usize + n) as u8 | 1; len]).collect();
         let entries: Vec<NewEntry<'_>> = payloads.iter().map(|payload| NewEntry::data(payload)).collect();
         let how = self.rng.below(3);
         let now = self.now();
