@@ -112,9 +112,9 @@ fn main() -> Result<(), Failure> {
         println!("master {}, r2 {}", at_an_exact_entry(&own)?, at_an_exact_entry(&second)?);
         // All nodes are dropped here, without anybody waiting for anything.
     }
-    for at in 0..NODES.len() {
+    for (at, name) in NODES.iter().enumerate() {
         let (_, reader) = store(&config(dir, at)?)?;
-        println!("{} reopens at {}", NODES[at], at_an_exact_entry(&reader)?);
+        println!("{name} reopens at {}", at_an_exact_entry(&reader)?);
     }
     let (master, own) = master(dir)?;
     let (r1, first) = replica(dir, 1, &master)?;

@@ -15,17 +15,23 @@ use quorate::{
 /// A store in memory: each entry is `key=value`. It forgets everything when it is closed, and says so: `applied` is what
 /// it holds, so that a node would replay its whole log.
 #[derive(Clone, Default)]
-struct Store(Arc<Mutex<(Option<Vlsn>, BTreeMap<String, String>)>>);
+struct Store(Arc<Mutex<Contents>>);
+
+#[derive(Default)]
+struct Contents {
+    applied: Option<Vlsn>,
+    values: BTreeMap<String, String>,
+}
 
 impl Store {
     fn value(&self, key: &str) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get(key).cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values.get(key).cloned()
     }
 }
 
 impl Engine for Store {
     fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).0)
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).applied)
     }
 
     fn apply(&mut self, entries: Entries<'_>) -> Result<(), EngineError> {
@@ -33,9 +39,9 @@ impl Engine for Store {
         for entry in entries.iter().filter(|entry| entry.kind() == EntryKind::DATA) {
             let text = std::str::from_utf8(entry.payload())?;
             let (key, value) = text.split_once('=').ok_or("no key=value")?;
-            store.1.insert(key.into(), value.into());
+            store.values.insert(key.into(), value.into());
         }
-        store.0 = Some(entries.range().last());
+        store.applied = Some(entries.range().last());
         Ok(())
     }
 
