@@ -286,7 +286,8 @@ impl CommitGates {
             // Another term's entry may stand at this VLSN: our positions say nothing about it.
             return Err(CommitError::Deposed(self.undecided(ticket)));
         }
-        if self.first().has(vlsn) {
+        // A sync policy may ask for more than that: all voters, or their engines.
+        if self.first().has(vlsn) && !matches!(ticket.policy, Policy::Sync { .. }) {
             return Ok(Some(Outcome::Committed));
         }
         let Some(rule) = ticket.policy.rule() else { return Ok(Some(Outcome::Acked)) };

@@ -105,11 +105,13 @@ fn compressed_batches_arrive_as_they_were() {
 struct Metered {
     inner: Arc<dyn channel::Channel>,
     received: std::sync::atomic::AtomicU64,
+    /// If set, it always says that another frame has come behind.
+    buffer: Option<parking_lot::Mutex<channel::ReceiveBuffer>>,
 }
 
 impl Metered {
     fn new(inner: Arc<dyn channel::Channel>) -> Metered {
-        Metered { inner, received: 0.into() }
+        Metered { inner, received: 0.into(), buffer: None }
     }
 }
 
@@ -122,6 +124,13 @@ impl channel::Channel for Metered {
         buffer: &'b mut channel::ReceiveBuffer,
         wait: Wait,
     ) -> Result<Option<&'b [u8]>, channel::ChannelError> {
+        if let Some(own) = &self.buffer {
+            let frame = self.inner.receive(&mut own.lock(), wait)?.map(<[u8]>::to_vec);
+            return Ok(frame.map(|frame| {
+                buffer.hold(frame, true);
+                buffer.lent()
+            }));
+        }
         let frame = self.inner.receive(buffer, wait)?;
         self.received.fetch_add(frame.map_or(0, <[u8]>::len) as u64, Ordering::SeqCst);
         Ok(frame)
@@ -586,4 +595,84 @@ fn the_table_and_the_prometheus_text_of_a_live_master_name_each_replica() {
     assert!(text.contains("quorate_replica_connected{") && text.contains("replica=\"b\",region=\"\"} 0"));
     assert_eq!(stats.counted.appended_entries, 1);
     assert_eq!(stats.counted.appended_bytes, 37);
+}
+
+#[test]
+fn a_token_whose_place_was_pruned_is_never_told_as_found() {
+    let (group, book, its) = (Group::new(&["m", "a"]), Arc::<Book>::default(), Arc::<Book>::default());
+    let mut config = group.config("m");
+    (config.segment_bytes, config.max_payload) = (64 << 10, 8 << 10);
+    let master = group.open_master(config, &book);
+    let replica = group.replica("a", &its);
+    join(&master, &replica);
+    let early = commit(&master, b"early");
+    for _ in 0..200 {
+        append(&master, &[1; 1000], Policy::Async);
+    }
+    commit(&master, b"late");
+    let all = master.last().map(|last| last.vlsn);
+    until("nobody needs the beginning", || {
+        master.positions().checkpointed == all && stats_of(&master, "a").positions.durable == all
+    });
+    assert!(master.prune(v(u64::MAX >> 1)).unwrap().segments > 0);
+    assert_eq!(master.ask(&early.token), Answer::Unknown);
+    let forged = Token { term: t(7), ..early.token };
+    for token in [early.token, forged] {
+        assert_eq!(master.wait_for(&token, patience()), Err(TokenError::Pruned { vlsn: token.vlsn }));
+    }
+    assert_eq!(replica.wait_for(&early.token, patience()), Ok(true), "this log still has it");
+}
+
+#[test]
+fn a_stream_that_comes_slowly_and_never_pauses_is_acked_all_the_same() {
+    let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
+    let mut config = group.config("a");
+    // No flush acks on the way.
+    config.lazy_flush = Duration::from_secs(60);
+    config.heartbeat = Duration::from_millis(1);
+    let replica = group.open_replica(config, &its);
+    let (here, there) = channel::local::pair("test");
+    replica.follow(Arc::new(Metered { buffer: Some(Default::default()), ..Metered::new(there) }));
+    let mut fake = Bare::new(here);
+    fake.hear().unwrap();
+    fake.term = t(1);
+    fake.say(&Message::Welcome(quorate::wire::message::Welcome {
+        version: quorate::wire::frame::VERSION,
+        node: id("m"),
+        incarnation: 1,
+        session: 1,
+        capabilities: quorate::wire::message::Capabilities::NONE,
+        max_frame: 1 << 20,
+        heartbeat: Duration::from_secs(1),
+    }));
+    fake.hear().unwrap();
+    fake.say(&Message::Matchpoint(quorate::wire::message::Matchpoint { at: None }));
+    fake.hear().unwrap();
+    // Too few bytes to be acked for their number, and always with another frame behind.
+    let (mut prev, mut acked) = (0, None);
+    let mut vlsn = 0;
+    while acked.is_none() && vlsn < 5_000 {
+        let watch = Stopwatch::start();
+        while watch.elapsed() < Duration::from_millis(2) {
+            std::thread::yield_now();
+        }
+        vlsn += 1;
+        let at = quorate::entry::Placement { vlsn: Some(v(vlsn)), term: t(1), prev, timestamp: 1 };
+        let mut run = Vec::new();
+        prev = quorate::entry::encode(&NewEntry::data(b"slow"), &at, &mut run);
+        fake.say(&Message::Entries(quorate::wire::message::Entries {
+            committed: None,
+            durable_wanted: None,
+            applied_wanted: None,
+            first: v(vlsn),
+            last: v(vlsn),
+            run: &run,
+        }));
+        if let Some(frame) = fake.channel.receive(&mut fake.buffer, Wait::Now).unwrap()
+            && let (_, Message::Ack(ack)) = Message::decode(frame).unwrap()
+        {
+            acked = ack.received;
+        }
+    }
+    assert!(acked.is_some() && acked <= Some(v(vlsn)), "{acked:?} of {vlsn}");
 }

@@ -1,0 +1,238 @@
+//! An engine that keeps its own log and has it replicated: it implements [`LogScanner`] and [`Source`], and nothing of
+//! quorate's own log takes part on its side.
+#![allow(missing_docs, reason = "tests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::nodes::*;
+use common::{GROUP, t, v};
+use parking_lot::Mutex;
+use quorate::channel;
+use quorate::commit::{CommitGates, Mastership, Ticket};
+use quorate::counters::Counters;
+use quorate::entry::{Placement, encode, verify_run};
+use quorate::feeder::{Feeders, Source};
+use quorate::handshake::Identity;
+use quorate::log::ScanError;
+use quorate::log::scanner::Run;
+use quorate::matchpoint::{BadHistory, History};
+use quorate::runtime::{Runtime, ThreadRuntime};
+use quorate::{
+    FollowError, LogScanner, NewEntry, Outcome, Policy, Position, Positions, ReplicaState, TermSpan, Token,
+    Vlsn,
+};
+
+/// The engine's log: encoded entries behind a base.
+#[derive(Default)]
+struct Memory {
+    base: Option<Position>,
+    entries: Vec<(Position, Arc<[u8]>)>,
+}
+
+/// A cheap handle on it.
+#[derive(Clone, Default)]
+struct OwnLog {
+    memory: Arc<Mutex<Memory>>,
+    committed: Arc<AtomicU64>,
+}
+
+impl OwnLog {
+    fn starting_after(base: Option<Position>) -> OwnLog {
+        let log = OwnLog::default();
+        log.memory.lock().base = base;
+        log
+    }
+
+    fn append(&self, payload: &[u8]) -> Vlsn {
+        let mut memory = self.memory.lock();
+        let last = memory.last();
+        let vlsn = Vlsn::after(last.map(|last| last.vlsn));
+        let prev = last.map_or(0, |last| last.crc);
+        let at = Placement { vlsn: Some(vlsn), term: t(1), prev, timestamp: 1_000_000 + vlsn.get() };
+        let mut bytes = Vec::new();
+        let crc = encode(&NewEntry::data(payload), &at, &mut bytes);
+        memory.entries.push((Position { vlsn, term: t(1), crc }, bytes.into()));
+        vlsn
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.memory.lock().entries.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect()
+    }
+}
+
+impl Memory {
+    fn last(&self) -> Option<Position> {
+        self.entries.last().map(|(position, _)| *position).or(self.base)
+    }
+}
+
+/// Reads it in runs, each copied out, as an engine may that has no mapped files.
+struct Reader {
+    log: OwnLog,
+    run: Vec<u8>,
+}
+
+impl LogScanner for Reader {
+    fn run(
+        &mut self,
+        after: Option<Vlsn>,
+        max_entries: u32,
+        max_bytes: usize,
+    ) -> Result<Option<Run<'_>>, ScanError> {
+        let memory = self.log.memory.lock();
+        let base = memory.base.map(|base| base.vlsn);
+        if after < base {
+            return Err(ScanError::Pruned { oldest: Some(Vlsn::after(base)) });
+        }
+        let from = (after.map_or(0, Vlsn::get) - base.map_or(0, Vlsn::get)) as usize;
+        self.run.clear();
+        let mut last = None;
+        for (position, bytes) in memory.entries.iter().skip(from).take(max_entries as usize) {
+            if last.is_some() && self.run.len() + bytes.len() > max_bytes {
+                break;
+            }
+            self.run.extend_from_slice(bytes);
+            last = Some(*position);
+        }
+        let first = Vlsn::after(after);
+        Ok(last.map(|last| Run::new(first, last, 1_000_000 + last.vlsn.get(), &[&self.run])))
+    }
+}
+
+impl Source for OwnLog {
+    fn scanner(&self) -> Box<dyn LogScanner> {
+        Box::new(Reader { log: self.clone(), run: Vec::new() })
+    }
+    fn last(&self) -> Option<Vlsn> {
+        self.memory.lock().last().map(|last| last.vlsn)
+    }
+    fn history(&self) -> Result<History, BadHistory> {
+        let memory = self.memory.lock();
+        let first = memory.entries.first().map(|(position, _)| TermSpan { term: t(1), first: position.vlsn });
+        let spans: Vec<_> = first.into_iter().collect();
+        History::new(memory.base, &spans, memory.last().map(|last| last.vlsn))
+    }
+    fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {
+        let memory = self.memory.lock();
+        let found = memory.entries.iter().map(|(position, _)| *position).chain(memory.base);
+        found.into_iter().find(|position| position.vlsn == vlsn).ok_or(ScanError::Beyond { asked: vlsn })
+    }
+    fn positions(&self) -> Positions {
+        // Its memory is as durable as it gets.
+        let last = self.last();
+        Positions { received: last, durable: last, applied: last, checkpointed: last }
+    }
+    fn committed(&self, vlsn: Vlsn) {
+        self.committed.fetch_max(vlsn.get(), Ordering::SeqCst);
+    }
+    fn pin(&self, _owner: &str, _from: Vlsn) {}
+    fn unpin(&self, _owner: &str) {}
+    fn bytes_after(&self, after: Option<Vlsn>) -> u64 {
+        let memory = self.memory.lock();
+        let behind = memory.entries.iter().filter(|(position, _)| Some(position.vlsn) > after);
+        behind.map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+}
+
+/// Feeders over the engine's log, in term 1 from `term_start` on.
+fn feeders(group: &Group, log: &OwnLog, term_start: Vlsn) -> Feeders {
+    let config = Arc::new(group.config("m").check().unwrap());
+    let mastership = Mastership { group: GROUP, term: t(1), term_start, committed: term_start.previous() };
+    let gates = CommitGates::new(mastership, &group.members, &id("m")).unwrap();
+    Feeders::new(
+        config,
+        Identity { incarnation: 1, session: 1 },
+        Arc::new(log.clone()),
+        Arc::new(ThreadRuntime),
+        Arc::new(gates),
+        Arc::new(Counters::default()),
+        Box::new(|stop| panic!("{stop}")),
+    )
+}
+
+fn ticket(vlsn: Vlsn) -> Ticket {
+    let token = Token { group: GROUP, term: t(1), vlsn };
+    Ticket { token, policy: Policy::MAJORITY, since: ThreadRuntime.clock().now() }
+}
+
+#[test]
+fn an_engine_that_keeps_its_own_log_feeds_a_replica_and_commits() {
+    let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
+    let log = OwnLog::default();
+    for n in 0..1000_u32 {
+        log.append(&n.to_le_bytes().repeat(n as usize % 30));
+    }
+    let feeders = feeders(&group, &log, v(1));
+    let replica = group.replica("a", &its);
+    let (here, there) = channel::local::pair("own");
+    feeders.accept(here);
+    replica.follow(there);
+    feeders.own_progress();
+    until("the backlog is there", || replica.last().map(|last| last.vlsn) == Some(v(1000)));
+    for n in 0..100_u8 {
+        let vlsn = log.append(&[n; 50]);
+        feeders.appended(vlsn, Policy::MAJORITY);
+        feeders.own_progress();
+        assert_eq!(feeders.wait(&ticket(vlsn), patience()).unwrap(), Some(Outcome::Committed));
+    }
+    until("it learnt what is committed", || log.committed.load(Ordering::SeqCst) == 1100);
+    // Without a teller of its own the source relies on heartbeats for the news of commits.
+    until("it applied all", || its.last() == Some(v(1100)));
+    feeders.close();
+    replica.close(patience());
+    assert!(group.log_bytes("a") == log.bytes());
+    let summary = verify_run(&log.bytes(), None).unwrap();
+    assert_eq!(summary.last.vlsn, v(1100));
+}
+
+#[test]
+fn a_chain_that_starts_anywhere_is_followed_by_a_log_that_stands_there() {
+    let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
+    // Both had the first fifty; the engine has forgotten them, but for the position of the last.
+    let whole = OwnLog::default();
+    for n in 0..50_u8 {
+        whole.append(&[n; 20]);
+    }
+    let summary = verify_run(&whole.bytes(), None).unwrap();
+    std::fs::create_dir_all(group.log_dir("a")).unwrap();
+    let before = group.log("a");
+    before.append_run(&whole.bytes(), &summary).unwrap();
+    before.close().unwrap();
+    drop(before);
+    let log = OwnLog::starting_after(Some(summary.last));
+    for n in 0..50_u8 {
+        log.append(&[n; 20]);
+    }
+    let feeders = feeders(&group, &log, v(51));
+    let replica = group.replica("a", &its);
+    let (here, there) = channel::local::pair("own");
+    feeders.accept(here);
+    replica.follow(there);
+    feeders.own_progress();
+    assert_eq!(feeders.wait(&ticket(v(100)), patience()).unwrap(), Some(Outcome::Committed));
+    until("it applied all", || its.last() == Some(v(100)));
+    replica.close(patience());
+    assert!(group.log_bytes("a") == [whole.bytes(), log.bytes()].concat());
+    feeders.close();
+}
+
+#[test]
+fn a_replica_that_needs_what_an_engine_has_forgotten_is_told_so() {
+    let group = Group::new(&["m", "a"]);
+    let log = OwnLog::starting_after(Some(Position { vlsn: v(50), term: t(1), crc: 7 }));
+    log.append(b"x");
+    let feeders = feeders(&group, &log, v(51));
+    let replica = group.replica("a", &Arc::default());
+    let (here, there) = channel::local::pair("own");
+    feeders.accept(here);
+    replica.follow(there);
+    until(
+        "it is told",
+        || matches!(replica.last_error(), Some(FollowError::NeedsSnapshot { oldest }) if oldest == Some(v(51))),
+    );
+    assert_ne!(replica.state(), ReplicaState::Stopped);
+    feeders.close();
+}
