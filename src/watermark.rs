@@ -12,10 +12,16 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Thread, current, 
 pub struct Parker {
     thread: Thread,
     poked: AtomicBool,
+    /// Whether the thread is in a watermark's list. Changed under that list's lock; a thread is in one list at a time.
+    listed: AtomicBool,
 }
 
 crate::sync::thread_local! {
-    static PARKER: Arc<Parker> = Arc::new(Parker { thread: current(), poked: AtomicBool::new(false) });
+    static PARKER: Arc<Parker> = Arc::new(Parker {
+        thread: current(),
+        poked: AtomicBool::new(false),
+        listed: AtomicBool::new(false),
+    });
 }
 
 impl Parker {
@@ -47,6 +53,9 @@ pub fn rest(wait: Wait) {
         }
     }
 }
+
+/// Waiters taken off a list under one lock, and then woken without it.
+const WOKEN_AT_ONCE: usize = 16;
 
 /// The watermark was closed: the position will not advance any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -160,6 +169,7 @@ impl Watermark {
         self.closed.store(true, Ordering::SeqCst);
         let mut waiters = self.waiters.lock();
         for waiter in waiters.drain(..) {
+            waiter.parker.listed.store(false, Ordering::SeqCst);
             waiter.parker.thread.unpark();
         }
         self.lowest.store(u64::MAX, Ordering::SeqCst);
@@ -168,27 +178,52 @@ impl Watermark {
     fn enlist(&self, target: u64, parker: &Arc<Parker>) {
         let mut waiters = self.waiters.lock();
         let at = waiters.partition_point(|waiter| waiter.target > target);
+        parker.listed.store(true, Ordering::SeqCst);
         waiters.insert(at, Waiter { target, parker: Arc::clone(parker) });
         self.note_lowest(&waiters);
     }
 
     fn delist(&self, parker: &Arc<Parker>) {
+        // Whoever woke us has taken us off: many woken at once need not queue for the lock again.
+        if !parker.listed.load(Ordering::SeqCst) {
+            return;
+        }
         let mut waiters = self.waiters.lock();
         if let Some(at) = waiters.iter().position(|waiter| Arc::ptr_eq(&waiter.parker, parker)) {
             waiters.remove(at);
             self.note_lowest(&waiters);
         }
+        parker.listed.store(false, Ordering::SeqCst);
     }
 
     fn wake_reached(&self) {
-        let mut waiters = self.waiters.lock();
-        let value = self.value.load(Ordering::SeqCst);
-        while waiters.last().is_some_and(|waiter| waiter.target <= value) {
-            if let Some(waiter) = waiters.pop() {
+        loop {
+            let mut woken = [const { None }; WOKEN_AT_ONCE];
+            let more = {
+                let mut waiters = self.waiters.lock();
+                let value = self.value.load(Ordering::SeqCst);
+                let reached =
+                    |waiters: &[Waiter]| waiters.last().is_some_and(|waiter| waiter.target <= value);
+                for place in &mut woken {
+                    if !reached(&waiters) {
+                        break;
+                    }
+                    *place = waiters.pop();
+                    if let Some(waiter) = place {
+                        waiter.parker.listed.store(false, Ordering::SeqCst);
+                    }
+                }
+                self.note_lowest(&waiters);
+                reached(&waiters)
+            };
+            // Without the lock: who wakes up may wait again at once.
+            for waiter in woken.into_iter().flatten() {
                 waiter.parker.thread.unpark();
             }
+            if !more {
+                return;
+            }
         }
-        self.note_lowest(&waiters);
     }
 
     fn note_lowest(&self, waiters: &[Waiter]) {

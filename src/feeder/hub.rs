@@ -389,11 +389,13 @@ impl Hub {
         self.feed.advance(last.get());
     }
 
-    /// Tells the replicas that have been sent everything how far the group has committed.
-    pub fn tell_committed(&self) {
+    /// Tells replicas how far the group has committed, but those who heard of `committed` with an entry meanwhile.
+    pub fn tell_committed(&self, committed: u64) {
         for connection in self.streaming().iter() {
             let Some(mut output) = connection.output.try_lock() else { continue };
-            let Some(output) = output.as_mut() else { continue };
+            let Some(output) = output.as_mut().filter(|output| number(output.told()) < committed) else {
+                continue;
+            };
             if let Err(error) = output.heartbeat(self, connection, Wait::Now) {
                 self.end(connection, error);
             }

@@ -222,12 +222,13 @@ impl Worker for Teller {
                 return Ok(Step::Idle { due });
             }
             self.due = None;
-            self.told = self.hub.gates().committed().get();
-            self.hub.tell_committed();
+            // What was committed when the wait began; what came since is told with entries, or by the next round.
+            self.hub.tell_committed(self.told);
             return Ok(Step::Worked);
         }
         match self.hub.gates().committed().wait(self.told + 1, wait) {
             Ok(true) => {
+                self.told = self.hub.gates().committed().get();
                 self.due = Some(clock.now() + TELL_AFTER);
                 Ok(Step::Worked)
             }

@@ -34,6 +34,8 @@ pub(super) struct Output {
     scanner: Box<dyn LogScanner>,
     /// The last entry sent.
     sent: Option<Vlsn>,
+    /// What the peer was last told to be committed.
+    told: Option<Vlsn>,
     /// Of the next frame.
     sequence: u64,
     /// Present if both sides want it.
@@ -104,6 +106,7 @@ impl Output {
         Output {
             scanner,
             sent,
+            told: None,
             sequence,
             compressor,
             last_sent: now,
@@ -153,6 +156,7 @@ impl Output {
         hub.counters().bytes_sent.add(run.len_bytes() as u64);
         assert!(Some(last) > self.sent, "a feeder sent VLSN {last} after {:?}", self.sent);
         self.sent = Some(last);
+        self.told = head.committed;
         self.note_frame(hub.clock().now());
         Ok(Pumped::Sent)
     }
@@ -171,6 +175,9 @@ impl Output {
             clock: hub.clock().now().as_nanos(),
         };
         let sent = self.message(hub, to, &Message::Heartbeat(heartbeat), wait)?;
+        if sent {
+            self.told = heartbeat.committed;
+        }
         Ok(sent)
     }
 
@@ -194,6 +201,11 @@ impl Output {
         self.sequence += 1;
         self.last_sent = now;
         self.blocked_since = None;
+    }
+
+    /// What the peer was last told to be committed.
+    pub fn told(&self) -> Option<Vlsn> {
+        self.told
     }
 
     /// The last entry sent.

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use quorate::clock::{Stopwatch, SystemClock};
+use quorate::clock::{Stopwatch, SystemClock, Wait, deadline_in};
 use quorate::disk::RealDisk;
 use quorate::entry::HEADER_LEN;
 use quorate::log::{Log, LogConfig, LogScanner};
 use quorate::runtime::{Running, Runtime, ThreadRuntime};
+use quorate::watermark::rest;
 use quorate::{GroupId, NewEntry, Term};
 use tempfile::TempDir;
 
@@ -37,10 +39,10 @@ impl Alive {
         Ok(Alive { log, flusher })
     }
 
-    fn append(&self, payload: &[u8], batch: usize, count: u64) -> Result<(), Failure> {
-        let entries = vec![NewEntry::data(payload); batch];
-        for _ in 0..count / batch as u64 {
-            self.log.append(TERM, &entries)?;
+    /// The same entries again and again, `count` in all.
+    fn append(&self, entries: &[NewEntry<'_>], count: u64) -> Result<(), Failure> {
+        for _ in 0..count / entries.len() as u64 {
+            self.log.append(TERM, entries)?;
         }
         Ok(())
     }
@@ -58,6 +60,17 @@ impl Drop for Alive {
 fn open(dir: &Path) -> Result<Log, Failure> {
     let config = LogConfig::new(dir, GroupId::from_bits(7));
     Ok(Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config)?.0)
+}
+
+/// Waits until the flusher has nothing left to do.
+///
+/// # Errors
+/// If the log can't be flushed.
+pub fn settle(log: &Log) -> Result<(), Failure> {
+    let last = log.last().ok_or("nothing was appended")?.vlsn;
+    log.flush(last, patience())?;
+    rest(Wait::Until(deadline_in(Duration::from_millis(250))));
+    Ok(())
 }
 
 fn fresh(below: &Path) -> Result<TempDir, Failure> {
@@ -84,17 +97,20 @@ fn append_lines(bench: &mut Bench, id: &str, batch: usize) -> Result<(), Failure
     bench.show(id);
     // Four segments begin whatever the effort: they are what may stall.
     let count = 4 * SEGMENT / ENTRY + 64 * 1024;
+    let entries = vec![NewEntry::data(&PAYLOAD); batch];
     let (mut nanos, mut allocated) = (Vec::new(), Vec::new());
     for _ in 0..bench.effort.runs {
         let dir = fresh(bench.dir.path())?;
         let running = Alive::open(dir.path())?;
-        running.append(&PAYLOAD, batch, 64 * 1024)?;
-        let before = allocations();
-        running.append(&PAYLOAD, batch, 128 * 1024)?;
-        allocated.push((allocations() - before) as f64 / (128.0 * 1024.0));
+        running.append(&entries, 64 * 1024)?;
         let watch = Stopwatch::start();
-        running.append(&PAYLOAD, batch, count)?;
+        running.append(&entries, count)?;
         nanos.push(watch.elapsed().as_nanos() as f64 / count as f64);
+        // Inside the fifth segment, when the flusher is done with the fourth.
+        settle(&running.log)?;
+        let before = allocations();
+        running.append(&entries, 128 * 1024)?;
+        allocated.push((allocations() - before) as f64 / (128.0 * 1024.0));
     }
     let what = format!("append 128 B, {batch} at a time, across 4 new segments");
     let row = Row::new(id, what, "ns", Spread::of(nanos));
@@ -122,7 +138,7 @@ fn scan_lines(bench: &mut Bench) -> Result<(), Failure> {
     bench.show(runs_id);
     let dir = fresh(bench.dir.path())?;
     let count = 2_400_000 / bench.effort.scale;
-    Alive::open(dir.path())?.append(&PAYLOAD, 64, count)?;
+    Alive::open(dir.path())?.append(&[NewEntry::data(&PAYLOAD); 64], count)?;
     let (mut by_runs, mut with_crc, mut crcs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bench.effort.runs {
         // A log just opened trusts nothing: the first scan checks every CRC, the second one headers and the chain.
@@ -168,7 +184,8 @@ fn open_lines(bench: &mut Bench) -> Result<(), Failure> {
     bench.line(id, || {
         let dir = fresh(&below)?;
         let payload = vec![0x21; 32 << 10];
-        Alive::open(dir.path())?.append(&payload, 16, (gib << 30) / (payload.len() + HEADER_LEN) as u64)?;
+        Alive::open(dir.path())?
+            .append(&[NewEntry::data(&payload); 16], (gib << 30) / (payload.len() + HEADER_LEN) as u64)?;
         let spread = measure(runs, || {
             let watch = Stopwatch::start();
             let log = open(dir.path())?;

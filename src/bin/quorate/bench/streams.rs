@@ -10,6 +10,7 @@ use super::group::{Group, Via, patience};
 use super::limits::write_and_flush;
 use super::meter::{allocations, cpu_time, measure, rate};
 use super::report::{Row, Spread};
+use super::storage::settle;
 use super::{Bench, Effort};
 use crate::Failure;
 
@@ -199,6 +200,8 @@ fn allocated(bench: &mut Bench) -> Result<(), Failure> {
         };
         // Up to a little behind the beginning of a segment.
         run(per_segment * 4 + per_segment / 8)?;
+        settle(group.master.log())?;
+        settle(group.replicas[0].log())?;
         let inside = per_segment / 2;
         of_entries.push(run(inside)? as f64 / inside as f64);
         let across = run(per_segment * rotations)?;
