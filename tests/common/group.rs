@@ -1,4 +1,5 @@
 //! A group of three in a simulation: a master, two replicas, writers, trouble, and what must hold at all times.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -433,7 +434,7 @@ impl World {
 
     /// Nodes that can't go on are restarted, as a supervisor would; a reason that trouble does not explain is a bug.
     fn supervise(&mut self) -> Result<(), Violation> {
-        for at in 0..3 {
+        for (at, name) in NAMES.into_iter().enumerate() {
             let poisoned = match &self.places[at].up {
                 Some(Up::Master(master)) => {
                     master.poisoned().or(master.fenced().map(|t| format!("fenced by {t}")))
@@ -448,7 +449,7 @@ impl World {
                 || faults.create_error > 0.0
                 || rots(faults);
             if !explained {
-                return Err(format!("{} can't go on: {reason}", NAMES[at]));
+                return Err(format!("{name} can't go on: {reason}"));
             }
             self.stop(at);
             self.places[at].sim.kill();
