@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::nodes::*;
 use common::{Switches, TestDisk, v};
@@ -203,9 +203,9 @@ fn pruning_goes_on_beside_appends_and_feeding_and_takes_nothing_that_is_needed()
     config.listen = Some(quorate::Address::Tcp("127.0.0.1:0".into()));
     let master = group.open_master(config, &book);
     let replica = group.dialling("a", &master, &its);
-    let mut pruned = 0;
+    let pruned = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let (master, replica) = (&master, &replica);
+        let (master, replica, pruned) = (&master, &replica, &pruned);
         let writer = scope.spawn(move || {
             let mut last = None;
             for n in 0..3000_u32 {
@@ -213,17 +213,23 @@ fn pruning_goes_on_beside_appends_and_feeding_and_takes_nothing_that_is_needed()
                 if n % 100 == 0 {
                     assert_eq!(master.commit(&ticket, patience()).unwrap(), Outcome::Committed);
                 }
+                if n % 500 == 499 {
+                    // Several segments were filled since.
+                    let before = pruned.load(Ordering::SeqCst);
+                    until("some of it is pruned", || pruned.load(Ordering::SeqCst) > before);
+                }
                 last = Some(ticket);
             }
             assert_eq!(master.commit(&last.unwrap(), patience()).unwrap(), Outcome::Committed);
             settle(master, replica);
         });
         while !writer.is_finished() {
-            pruned += master.prune(v(u64::MAX >> 1)).unwrap().segments;
+            let segments = master.prune(v(u64::MAX >> 1)).unwrap().segments;
+            pruned.fetch_add(segments, Ordering::SeqCst);
             std::thread::yield_now();
         }
     });
-    assert!(pruned > 5, "{pruned} segments were pruned");
+    assert!(pruned.load(Ordering::SeqCst) >= 6, "{pruned:?} segments were pruned");
     assert_eq!(its.entries().len(), 3001);
     assert!(replica.last_error().is_none(), "{:?}", replica.last_error());
     until("the engine caught up", || master.positions().checkpointed == master.last().map(|last| last.vlsn));
