@@ -56,9 +56,7 @@ counters! {
     appended_entries,
     /// Bytes of these entries, headers included.
     appended_bytes,
-    /// Writes to log files.
-    writes,
-    /// Syncs of log files.
+    /// Times that the log was flushed further.
     flushes,
     /// Frames sent to peers.
     frames_sent,

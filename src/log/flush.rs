@@ -296,6 +296,8 @@ impl Worker for Flusher {
         if let Err(error) = self.core.check_life(&life) {
             return match error {
                 FlushError::Closed => Err(Stop::Done),
+                // A truncation came between the two looks: the next step finds the new life.
+                FlushError::LifeEnded => Ok(Step::Worked),
                 error => Err(Stop::failed(error)),
             };
         }

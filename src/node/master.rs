@@ -118,7 +118,11 @@ impl Master {
         let severed = feeders.clone();
         core.poison.on_poison(Arc::new(move || severed.sever()));
         let flushed = feeders.downgrade();
-        core.log.on_flushed(Some(Arc::new(move |_vlsn| flushed.own_progress())));
+        let counters = Arc::clone(&core.counters);
+        core.log.on_flushed(Some(Arc::new(move |_vlsn| {
+            counters.flushes.one();
+            flushed.own_progress();
+        })));
         let applied = feeders.downgrade();
         core.apply.on_advance(Some(Arc::new(move || applied.own_progress())));
         core.spawn("commit-tell", feeders.teller(), Vec::new());

@@ -49,7 +49,9 @@ impl Replica {
         let acks =
             Arc::new(AckSender::new(core.log.clone(), Arc::clone(&core.apply), Arc::clone(&core.counters)));
         let flushed = Arc::downgrade(&acks);
+        let counters = Arc::clone(&core.counters);
         core.log.on_flushed(Some(Arc::new(move |_vlsn| {
+            counters.flushes.one();
             if let Some(acks) = flushed.upgrade() {
                 acks.send();
             }
