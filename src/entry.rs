@@ -20,6 +20,10 @@
 
 use std::fmt;
 
+mod skim;
+
+pub(crate) use skim::{Stand, skim};
+
 use crate::ids::{Position, Term, Vlsn, VlsnRange, number};
 
 /// Bytes of a header without a transaction id: the shortest entry.
@@ -190,28 +194,28 @@ fn encode_header(entry: &NewEntry<'_>, at: &Placement) -> ([u8; HEADER_TXN_LEN],
     (h, len)
 }
 
-#[inline]
+#[inline(always)]
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
     out
 }
 
-#[inline]
+#[inline(always)]
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes_at(bytes, at))
 }
 
-#[inline]
+#[inline(always)]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes_at(bytes, at))
 }
 
 /// The 16-bit check over a header's fields but the CRC and itself: a folded-multiply mix in the manner of wyhash. It is
 /// on the scan path, where a CRC of its own would cost too much; the CRC covers the same bytes again.
-#[inline]
+#[inline(always)]
 fn header_check(h: &[u8; HEADER_LEN], txn: u64) -> u16 {
-    #[inline]
+    #[inline(always)]
     fn fold(a: u64, b: u64) -> u64 {
         let wide = u128::from(a) * u128::from(b);
         wide as u64 ^ (wide >> 64) as u64
@@ -451,8 +455,21 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
     };
     let first = expected;
     let mut rest = bytes;
-    let mut last = None;
+    let mut last: Option<Header> = None;
     while !rest.is_empty() {
+        if let Some(behind) = last.and_then(|header| header.position()).or(after) {
+            let mut stand = Stand { offset: 0, behind, timestamp: 0 };
+            if skim::<true>(rest, &mut stand, u32::MAX, rest.len()) > 0 {
+                if stand.offset == rest.len() {
+                    let range = VlsnRange::new(first, stand.behind.vlsn).ok_or(RunError::Empty)?;
+                    return Ok(RunSummary { range, last: stand.behind, timestamp: stand.timestamp });
+                }
+                rest = &rest[stand.offset..];
+                let behind = stand.behind;
+                (expected, term, prev) = (behind.vlsn.next(), behind.term, behind.crc);
+            }
+        }
+        // The first of a log, or whatever the walk stopped at.
         let entry = EntryRef::verify(rest).map_err(|damage| RunError::Damaged { at: expected, damage })?;
         let header = entry.header();
         follows(header, expected, term, prev)?;

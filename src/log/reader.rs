@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header, follows};
+use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header, Stand, follows, skim};
 use crate::ids::{Position, Term, Vlsn, number};
 use crate::log::core::Core;
 use crate::log::error::AppendError;
@@ -159,9 +159,36 @@ impl Reading {
         let mut expected = Vlsn::after(self.start.after);
         let mut before = self.start.before;
         let (mut entries, mut total) = (0, 0);
-        let mut last: Option<Header> = None;
+        let mut last: Option<(Position, u64)> = None;
         let mut stopped = None;
         while (offset as usize) < bytes.len() {
+            if let (Some((term, crc)), Some(vlsn)) = (before, expected.previous()) {
+                let at = offset as usize;
+                let behind = Position { vlsn, term, crc };
+                let mut stand = Stand { offset: at, behind, timestamp: 0 };
+                let most = max_entries.saturating_sub(entries);
+                let room = at.saturating_add(max_bytes.saturating_sub(total));
+                let end = room.min(usize::try_from(self.present_to).unwrap_or(usize::MAX));
+                let went = if offset < verified {
+                    skim::<false>(
+                        bytes,
+                        &mut stand,
+                        most,
+                        end.min(usize::try_from(verified).unwrap_or(usize::MAX)),
+                    )
+                } else {
+                    skim::<true>(bytes, &mut stand, most, end)
+                };
+                if went > 0 {
+                    offset = stand.offset as u64;
+                    total += stand.offset - at;
+                    entries += went;
+                    expected = stand.behind.vlsn.next();
+                    before = Some((stand.behind.term, stand.behind.crc));
+                    last = Some((stand.behind, stand.timestamp));
+                    continue;
+                }
+            }
             let behind = &bytes[offset as usize..];
             if lazily && offset + HEADER_TXN_LEN as u64 > self.present_to && self.present_to < published {
                 self.extend_present(offset, HEADER_TXN_LEN as u64)?;
@@ -210,11 +237,10 @@ impl Reading {
             entries += 1;
             total += len;
             offset = end;
-            last = Some(header);
+            last = header.position().map(|position| (position, header.timestamp));
         }
         pieces.add(piece_start, offset);
-        let Some((last, timestamp)) = last.and_then(|header| Some((header.position()?, header.timestamp)))
-        else {
+        let Some((last, timestamp)) = last else {
             return match stopped {
                 Some(damage) => Err(self.segment.damaged(offset, expected, damage)),
                 None => Ok(None),
