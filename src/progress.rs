@@ -119,9 +119,16 @@ impl Progress {
 
     /// Takes back what [`sending`](Progress::sending) noted, as the channel took nothing: the last entry sent is `sent`
     /// again.
-    pub fn not_sent(&mut self, sent: Option<Vlsn>) {
-        assert!(sent <= self.sent && self.positions.received <= sent, "an ack came for what was not sent");
+    ///
+    /// # Errors
+    /// [`AckError::AboveSent`], if the replica acknowledged meanwhile what it can't have.
+    pub fn not_sent(&mut self, sent: Option<Vlsn>) -> Result<(), AckError> {
+        assert!(sent <= self.sent, "what was not sent is not taken back");
         self.sent = sent;
+        match self.positions.received {
+            received if received > sent => Err(AckError::AboveSent { received, sent }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes an ack: whether any position rose.

@@ -541,3 +541,44 @@ fn a_replica_applies_nothing_beyond_its_own_log_whatever_is_said_to_be_committed
     until("it applied what it has", || fake.its.last() == Some(last.vlsn));
     assert_eq!(fake.replica.committed(), Some(last.vlsn));
 }
+
+#[test]
+fn an_ack_for_what_was_not_sent_yet_ends_the_connection_and_not_the_master() {
+    let group = Group::new(&["m", "a", "g"]);
+    let book = Arc::<Book>::default();
+    let mut config = group.config("m");
+    config.peer_timeout = std::time::Duration::from_millis(400);
+    let master = group.open_master(config, &book);
+    let (here, there) = channel::local::pair("deaf");
+    master.accept(here);
+    let mut bare = Bare::new(there);
+    bare.introduce(hello(group.config("a")));
+    bare.sync_up(None);
+    for _ in 0..60 {
+        master.append(&[NewEntry::data(&[7; 60_000])], quorate::Policy::Async).unwrap();
+    }
+    // It reads nothing: the channel is full, and a frame waits for room that the peer claims to have received.
+    let sent = || stats_of(&master, "a").sent;
+    let mut before = None;
+    until("the feeder waits for room", || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let now = sent();
+        std::mem::replace(&mut before, now) == now && now > Some(v(2))
+    });
+    bare.ack(sent());
+    until("its connection ended", || stats_of(&master, "a").last_error.is_some());
+    assert!(master.poisoned().is_none(), "{:?}", master.poisoned());
+    assert!(stats_of(&master, "a").last_error.unwrap().contains("only"));
+}
+
+#[test]
+fn a_stranger_does_not_fence_a_master() {
+    let served = Served::new();
+    let mut bare = Bare::dial(&served.master);
+    bare.term = t(u32::MAX);
+    bare.say(&Message::Fence);
+    bare.hear_the_end();
+    assert_eq!(served.master.fenced(), None);
+    served.goes_on();
+    served.finish();
+}

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::nodes::*;
 use common::{Switches, TestDisk, v};
+use quorate::config::Compression;
 use quorate::disk::Disk;
-use quorate::node::Answer;
+use quorate::members::Role;
+use quorate::node::{Answer, NodeError};
 use quorate::{
-    CommitError, FeederState, FollowError, Host, Level, Master, NewEntry, Outcome, Policy, Quorum, Replica,
-    ReplicaState, Wait,
+    CommitError, Config, FeederState, FollowError, Host, Level, Master, Member, NewEntry, Outcome, Policy,
+    Quorum, Replica, ReplicaState, Wait,
 };
 
 fn on_test_disk(group: &mut Group) -> Arc<Switches> {
@@ -287,4 +289,56 @@ fn a_directory_is_opened_by_one_node_at_a_time() {
     drop(master);
     assert!(quorate::disk::RealDisk.list(&group.log_dir("m")).is_ok());
     group.master(&book);
+}
+
+#[test]
+fn a_node_that_can_not_lead_is_left_as_it_was_when_it_is_opened_as_master() {
+    let secondary = Member { role: Role::Secondary, ..Member::electable(id("s")) };
+    let group = Group::of(vec![Member::electable(id("m")), secondary]);
+    let (book, its) = (Arc::<Book>::default(), Arc::<Book>::default());
+    let master = group.master(&book);
+    for _ in 0..2 {
+        let refused = Master::open(group.config("s"), Box::new(Ledger(Arc::clone(&its))), group.host.clone());
+        assert!(matches!(refused, Err(NodeError::NotElectable(_))), "{:?}", refused.err());
+    }
+    let replica = group.replica("s", &its);
+    assert_eq!(replica.last(), None);
+    join(&master, &replica);
+    settle(&master, &replica);
+    assert_eq!(master.fenced(), None);
+}
+
+#[test]
+fn a_directory_with_a_log_and_without_its_small_state_is_refused() {
+    let group = Group::new(&["m"]);
+    let book = Arc::<Book>::default();
+    let master = group.master(&book);
+    commit(&master, b"something");
+    master.close(patience());
+    let state = group.dir.path().join("m").join("state");
+    std::fs::remove_file(&state).unwrap();
+    let open = || Master::open(group.config("m"), Box::new(Ledger(Arc::clone(&book))), group.host.clone());
+    assert!(matches!(open(), Err(NodeError::StateLost { .. })), "{:?}", open().err());
+    assert!(!state.exists());
+}
+
+#[test]
+fn a_replica_that_takes_only_small_frames_is_fed_with_small_frames() {
+    for compression in [Compression::Off, Compression::Lz4] {
+        let group = Group::new(&["m", "a"]);
+        let (book, its) = (Arc::<Book>::default(), Arc::<Book>::default());
+        let config = |name| Config { compression, ..group.config(name) };
+        let master = group.open_master(config("m"), &book);
+        for n in 0..500_u32 {
+            let noise: Vec<u8> =
+                (0..2000_u32).map(|at| (n * 7 + at).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+            master.append(&[NewEntry::data(&noise)], Policy::Async).unwrap();
+        }
+        let mut small = config("a");
+        (small.max_frame, small.batch_bytes, small.max_payload) = (64 << 10, 64 << 10, 32 << 10);
+        let replica = group.open_replica(small, &its);
+        join(&master, &replica);
+        until("it has all", || replica.last() == master.last() || replica.last_error().is_some());
+        assert!(replica.last_error().is_none(), "{:?}", stats_of(&master, "a").last_error);
+    }
 }

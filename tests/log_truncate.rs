@@ -207,3 +207,24 @@ fn pruning_goes_on_beside_appends_and_a_reader() {
     assert!(log.oldest().unwrap() > v(900));
     assert_eq!(read_all(&log).unwrap().last(), Some(&1050));
 }
+
+#[test]
+fn a_prune_that_could_not_remove_a_file_leaves_no_hole_for_the_next() {
+    for changes in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = common::TestDisk::default();
+        let (log, _) = disk.open_log(config(dir.path())).unwrap();
+        fill(&log, 1, 300);
+        log.flush(v(300), Wait::Now).unwrap();
+        settle(&mut log.flusher());
+        disk.0.changes_left.store(changes, Ordering::SeqCst);
+        disk.0.limited.store(true, Ordering::SeqCst);
+        assert!(log.prune(v(200)).is_err());
+        disk.0.limited.store(false, Ordering::SeqCst);
+        assert!(log.prune(v(200)).unwrap().segments > 0);
+        let (base, left) = (log.base(), read_all(&log).unwrap());
+        log.close().unwrap();
+        let (log, _) = open(dir.path());
+        assert_eq!((log.base(), read_all(&log).unwrap()), (base, left), "{changes} changes");
+    }
+}

@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::nodes::*;
 use common::{GROUP, t, v};
@@ -21,8 +23,8 @@ use quorate::log::scanner::Run;
 use quorate::matchpoint::{BadHistory, History};
 use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
-    FollowError, LogScanner, NewEntry, Outcome, Policy, Position, Positions, ReplicaState, TermSpan, Token,
-    Vlsn,
+    FeederState, FollowError, LogScanner, NewEntry, Outcome, Policy, Position, Positions, ReplicaState,
+    TermSpan, Token, Vlsn,
 };
 
 /// The engine's log: encoded entries behind a base.
@@ -37,6 +39,9 @@ struct Memory {
 struct OwnLog {
     memory: Arc<Mutex<Memory>>,
     committed: Arc<AtomicU64>,
+    pins: Arc<Mutex<BTreeMap<String, Vlsn>>>,
+    /// How long it takes to give a pin up.
+    slow: Arc<AtomicU64>,
 }
 
 impl OwnLog {
@@ -128,8 +133,13 @@ impl Source for OwnLog {
     fn committed(&self, vlsn: Vlsn) {
         self.committed.fetch_max(vlsn.get(), Ordering::SeqCst);
     }
-    fn pin(&self, _owner: &str, _from: Vlsn) {}
-    fn unpin(&self, _owner: &str) {}
+    fn pin(&self, owner: &str, from: Vlsn) {
+        self.pins.lock().insert(owner.to_owned(), from);
+    }
+    fn unpin(&self, owner: &str) {
+        std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        self.pins.lock().remove(owner);
+    }
     fn bytes_after(&self, after: Option<Vlsn>) -> u64 {
         let memory = self.memory.lock();
         let behind = memory.entries.iter().filter(|(position, _)| Some(position.vlsn) > after);
@@ -235,4 +245,33 @@ fn a_replica_that_needs_what_an_engine_has_forgotten_is_told_so() {
     );
     assert_ne!(replica.state(), ReplicaState::Stopped);
     feeders.close();
+}
+
+#[test]
+fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
+    let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
+    let log = OwnLog::default();
+    for n in 0..10_u8 {
+        log.append(&[n]);
+    }
+    let feeders = feeders(&group, &log, v(1));
+    let replica = group.replica("a", &its);
+    let (here, there) = channel::local::pair("first");
+    feeders.accept(here);
+    replica.follow(Arc::clone(&there));
+    feeders.own_progress();
+    let pinned = || log.pins.lock().get("a").copied();
+    until("all is durable there", || pinned() == Some(v(11)));
+    log.slow.store(300, Ordering::SeqCst);
+    there.close();
+    let (here, there) = channel::local::pair("second");
+    feeders.accept(here);
+    replica.follow(there);
+    until("it is fed again", || feeders.status()[0].state == FeederState::Streaming);
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(pinned(), Some(v(11)));
+    log.slow.store(0, Ordering::SeqCst);
+    feeders.close();
+    assert_eq!(pinned(), None);
+    replica.close(patience());
 }

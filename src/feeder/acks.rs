@@ -8,7 +8,7 @@ use crate::clock::{Clock, Deadline, Wait};
 use crate::commit::CommitGates;
 use crate::feeder::connection::{Connection, FeedError};
 use crate::feeder::hub::Hub;
-use crate::feeder::output::{FeederOut, Output};
+use crate::feeder::output::{Agreed, FeederOut, Output};
 use crate::feeder::status::FeederState;
 use crate::handshake::{Identity, judge_hello};
 use crate::ids::{NodeId, Vlsn, VlsnRange};
@@ -19,9 +19,7 @@ use crate::roster::Seat;
 use crate::runtime::Running;
 use crate::syncup::{self, Answer, AnswerError};
 use crate::wire::encode_entries_head;
-use crate::wire::message::{
-    Ack, Capabilities, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup,
-};
+use crate::wire::message::{Ack, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup};
 use crate::worker::{Step, Stop, Worker};
 
 /// The worker.
@@ -42,8 +40,8 @@ pub(super) struct FeederAcks {
 
 enum Stage {
     Hello,
-    Syncup { node: NodeId, capabilities: Capabilities },
-    FirstAck { node: NodeId, capabilities: Capabilities, matched: Option<Vlsn> },
+    Syncup { node: NodeId, agreed: Agreed },
+    FirstAck { node: NodeId, agreed: Agreed, matched: Option<Vlsn> },
     Stream { node: NodeId },
 }
 
@@ -116,7 +114,8 @@ impl FeederAcks {
         self.expected += 1;
         if header.term > self.hub.term() {
             // Whoever says so follows a newer master: ours is over. Its hello alone is no proof of that.
-            if matches!(message, Message::Fence) {
+            // Nor is the word of one that was not welcomed.
+            if matches!((&self.stage, &message), (Stage::Syncup { .. }, Message::Fence)) {
                 self.hub.fence(header.term);
                 return Err(FeedError::Fenced(header.term));
             }
@@ -124,16 +123,19 @@ impl FeederAcks {
         match (&self.stage, message) {
             (_, Message::Bye(bye)) => Err(FeedError::Goodbye(bye.reason)),
             (Stage::Hello, Message::Hello(hello)) => self.greet(hello),
-            (Stage::Syncup { node, capabilities }, Message::Syncup(asked)) => {
-                let (node, capabilities) = (node.clone(), *capabilities);
-                self.sync_up(node, capabilities, &asked)
+            (Stage::Syncup { node, agreed }, Message::Syncup(asked)) => {
+                let (node, agreed) = (node.clone(), *agreed);
+                self.sync_up(node, agreed, &asked)
             }
-            (Stage::Syncup { .. }, Message::EntryRequest(request)) => self.serve_range(&request),
+            (Stage::Syncup { agreed, .. }, Message::EntryRequest(request)) => {
+                let room = agreed.room();
+                self.serve_range(&request, room)
+            }
             (Stage::FirstAck { .. }, Message::Nack(nack)) => Err(nacked(nack)),
-            (Stage::FirstAck { node, capabilities, matched }, Message::Ack(ack)) => {
+            (Stage::FirstAck { node, agreed, matched }, Message::Ack(ack)) => {
                 let positions = positions(ack);
-                let (node, capabilities, matched) = (node.clone(), *capabilities, *matched);
-                self.begin(node, capabilities, matched, positions)
+                let (node, agreed, matched) = (node.clone(), *agreed, *matched);
+                self.begin(node, agreed, matched, positions)
             }
             (Stage::Stream { node }, Message::Ack(ack)) => {
                 let node = node.clone();
@@ -165,26 +167,26 @@ impl FeederAcks {
                 return Err(FeedError::Rejected(reason));
             }
         };
-        let (capabilities, max_frame) = (welcome.capabilities, welcome.max_frame);
+        let agreed = Agreed { capabilities: welcome.capabilities, max_frame: welcome.max_frame };
         self.send(&Message::Welcome(welcome))?;
-        self.connection.channel.limit_frames(max_frame);
+        self.connection.channel.limit_frames(agreed.max_frame);
         let _first = self.connection.node.set(hello.node.clone());
         let theirs = Identity { incarnation: hello.incarnation, session: hello.session };
         self.hub.register(&self.connection, &hello.node, theirs, hello.slot);
-        self.stage = Stage::Syncup { node: hello.node, capabilities };
+        self.stage = Stage::Syncup { node: hello.node, agreed };
         Ok(())
     }
 
-    fn sync_up(&mut self, node: NodeId, capabilities: Capabilities, asked: &Syncup) -> Result<(), FeedError> {
+    fn sync_up(&mut self, node: NodeId, agreed: Agreed, asked: &Syncup) -> Result<(), FeedError> {
         let source = self.hub.source();
         let history = source.history().map_err(AnswerError::History)?;
         match syncup::answer(&history, self.hub.term(), asked, |vlsn| source.position_at(vlsn))? {
             Answer::Match(matchpoint) => {
                 let matched = matchpoint.at.map(|at| at.vlsn);
                 // From here on the entries that it needs stay.
-                source.pin(node.as_str(), Vlsn::after(matched));
+                self.hub.pin(&self.connection, &node, Vlsn::after(matched));
                 self.send(&Message::Matchpoint(matchpoint))?;
-                self.stage = Stage::FirstAck { node, capabilities, matched };
+                self.stage = Stage::FirstAck { node, agreed, matched };
                 Ok(())
             }
             Answer::NeedSnapshot(need) => {
@@ -202,7 +204,7 @@ impl FeederAcks {
     fn begin(
         &mut self,
         node: NodeId,
-        capabilities: Capabilities,
+        agreed: Agreed,
         matched: Option<Vlsn>,
         first: Positions,
     ) -> Result<(), FeedError> {
@@ -212,7 +214,7 @@ impl FeederAcks {
         *self.connection.progress.lock() = Progress::new(matched);
         self.seat = self.hub.gates().join(&node);
         let scanner = self.hub.source().scanner();
-        let output = Output::new(scanner, matched, self.sequence, capabilities, self.clock.now());
+        let output = Output::new(scanner, matched, self.sequence, agreed, self.clock.now());
         *self.connection.output.lock() = Some(output);
         // In this order: whoever pauses meanwhile either finds the stream begun or is found here.
         self.connection.set_state(FeederState::CatchingUp);
@@ -248,7 +250,7 @@ impl FeederAcks {
         }
         self.hub.counters().acks.one();
         self.connection.note_received(positions.received);
-        self.hub.source().pin(node.as_str(), Vlsn::after(positions.durable));
+        self.hub.pin(&self.connection, node, Vlsn::after(positions.durable));
         if let Some(seat) = self.seat {
             if !self.hub.gates().acknowledge(seat, positions) {
                 return Err(FeedError::Closing);
@@ -268,13 +270,13 @@ impl FeederAcks {
     }
 
     /// Answers a request for a range with one frame.
-    fn serve_range(&mut self, request: &EntryRequest) -> Result<(), FeedError> {
+    fn serve_range(&mut self, request: &EntryRequest, room: usize) -> Result<(), FeedError> {
         let Some(range) = VlsnRange::new(request.from, request.to) else {
             return Err(FeedError::Nack { reason: NackReason::Hole, at: Some(request.from) });
         };
         let count = range.last().get() - range.first().get() + 1;
         let most = u32::try_from(count).unwrap_or(u32::MAX).min(request.max_entries.max(1));
-        let most_bytes = (request.max_bytes as usize).min(self.hub.config().batch_bytes);
+        let most_bytes = (request.max_bytes as usize).min(self.hub.config().batch_bytes).min(room);
         let mut scanner: Box<dyn LogScanner> = self.hub.source().scanner();
         let Some(run) = scanner.run(range.first().previous(), most, most_bytes)? else {
             let nack = Nack { reason: NackReason::Beyond, at: Some(range.first()) };

@@ -180,9 +180,9 @@ impl Connection {
     }
 
     /// The channel took nothing: what was sent ends at `sent`, as before.
-    pub fn not_sent(&self, sent: Option<Vlsn>, last: Vlsn) {
-        self.progress.lock().not_sent(sent);
+    pub fn not_sent(&self, sent: Option<Vlsn>, last: Vlsn) -> Result<(), AckError> {
         self.in_flight.lock().not_sent(last);
+        self.progress.lock().not_sent(sent)
     }
 
     pub fn note_received(&self, upto: Option<Vlsn>) {

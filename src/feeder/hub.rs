@@ -335,24 +335,31 @@ impl Hub {
             return;
         };
         log::warn!("feeder of {node} ended: {why}");
-        let unpin = {
-            let mut registry = self.registry.lock();
-            registry.epoch += 1;
-            let Some(known) = registry.replicas.get_mut(node) else { return };
-            // A newer connection of the same replica keeps its registration.
-            if known.connection.as_ref().is_none_or(|current| current.id != connection.id) {
-                return;
-            }
-            known.connection = None;
-            known.positions = connection.progress.lock().positions();
-            known.seen = connection.seen();
-            known.ended = Some(why);
-            let unpin = known.slot.is_none();
-            self.note_streams(&registry);
-            unpin
-        };
-        if unpin {
+        let mut registry = self.registry.lock();
+        registry.epoch += 1;
+        let Some(known) = registry.replicas.get_mut(node) else { return };
+        // A newer connection of the same replica keeps its registration.
+        if known.connection.as_ref().is_none_or(|current| current.id != connection.id) {
+            return;
+        }
+        known.connection = None;
+        known.positions = connection.progress.lock().positions();
+        known.seen = connection.seen();
+        known.ended = Some(why);
+        if known.slot.is_none() {
+            // Under the lock, or it might be the pin of the replica's next connection.
             self.source.unpin(node.as_str());
+        }
+        self.note_streams(&registry);
+    }
+
+    /// Keeps what the replica needs from `from` on, if this connection still speaks for it: nobody would take back the
+    /// pin of one that has ended.
+    pub fn pin(&self, connection: &Connection, node: &NodeId, from: Vlsn) {
+        let registry = self.registry.lock();
+        let current = registry.replicas.get(node).and_then(|known| known.connection.as_ref());
+        if current.is_some_and(|current| current.id == connection.id) {
+            self.source.pin(node.as_str(), from);
         }
     }
 

@@ -16,8 +16,8 @@ use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
 use crate::planted::{Bug, active};
 use crate::wire::compress::Compressor;
-use crate::wire::encode_entries_head;
 use crate::wire::message::{Capabilities, Heartbeat, Message};
+use crate::wire::{ENTRIES_HEAD_LEN, encode_entries_head};
 use crate::worker::{Step, Stop, Worker};
 
 /// Frames whose acks are awaited and whose time is remembered, for lag in time.
@@ -40,6 +40,8 @@ pub(super) struct Output {
     sequence: u64,
     /// Present if both sides want it.
     compressor: Option<Box<Compressor>>,
+    /// Bytes of entries that fit into a frame of this connection.
+    room: usize,
     /// When the last frame was sent.
     last_sent: Deadline,
     /// Since when the peer takes nothing more.
@@ -92,23 +94,38 @@ impl InFlight {
     }
 }
 
+/// What the handshake settled.
+#[derive(Clone, Copy)]
+pub(super) struct Agreed {
+    pub capabilities: Capabilities,
+    pub max_frame: u32,
+}
+
+impl Agreed {
+    /// Bytes of entries that fit into a frame.
+    pub fn room(self) -> usize {
+        (self.max_frame as usize).saturating_sub(ENTRIES_HEAD_LEN)
+    }
+}
+
 impl Output {
     /// The half that sends what follows `proved`, the last entry that the replica proved to have.
     pub fn new(
         scanner: Box<dyn LogScanner>,
         proved: Option<Vlsn>,
         sequence: u64,
-        capabilities: Capabilities,
+        agreed: Agreed,
         now: Deadline,
     ) -> Output {
         let sent = if active(Bug::ResumeOffByOne) { Some(Vlsn::after(proved)) } else { proved };
-        let compressor = capabilities.contains(Capabilities::LZ4).then(Box::default);
+        let compressor = agreed.capabilities.contains(Capabilities::LZ4).then(Box::default);
         Output {
             scanner,
             sent,
             told: None,
             sequence,
             compressor,
+            room: agreed.room(),
             last_sent: now,
             blocked_since: None,
             scratch: Vec::new(),
@@ -127,7 +144,7 @@ impl Output {
         if self.broken {
             return Err(FeedError::Closing);
         }
-        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
+        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes.min(self.room))? else {
             return Ok(Pumped::Nothing);
         };
         let (last, timestamp) = (run.last.vlsn, run.timestamp);
@@ -149,7 +166,7 @@ impl Output {
         };
         self.broken = sent.is_err();
         if !sent? {
-            to.not_sent(self.sent, last);
+            to.not_sent(self.sent, last)?;
             return Ok(Pumped::NoRoom);
         }
         hub.counters().frames_sent.one();

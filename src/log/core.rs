@@ -15,6 +15,7 @@ use crate::log::life::Life;
 use crate::log::recover::Recovered;
 use crate::log::retention::Pins;
 use crate::log::scanner::ScanError;
+use crate::log::segment::Segment;
 use crate::log::stage::Stage;
 use crate::log::writer::{Spare, WriteSide};
 use crate::watermark::Parker;
@@ -22,13 +23,15 @@ use crate::watermark::Parker;
 /// Called with a VLSN that became durable.
 pub(super) type Hook = Arc<dyn Fn(Vlsn) + Send + Sync>;
 
-/// Locks are taken in the order of the fields: flush, io, stage; the others are leaves, held for a few instructions.
+/// Locks are taken in the order of the fields: leaving, flush, io, stage; the others are leaves, held for a few instructions.
 pub(super) struct Core {
     pub disk: Arc<dyn Disk>,
     pub clock: Arc<dyn Clock>,
     pub config: LogConfig,
     /// Bytes of a new segment.
     pub capacity: u64,
+    /// A segment that was pruned, and whose files could not be removed yet. Held while the log is pruned or cut.
+    pub leaving: Mutex<Option<Arc<Segment>>>,
     pub flush: Mutex<FlushSide>,
     pub io: Mutex<WriteSide>,
     pub stage: Mutex<Stage>,
@@ -63,6 +66,7 @@ impl Core {
             clock,
             config,
             capacity,
+            leaving: Mutex::new(None),
             flush: Mutex::new(FlushSide::new(recovered.end.segment)),
             io: Mutex::new(WriteSide::new(recovered.active, recovered.appender)),
             stage: Mutex::new(Stage::new(recovered.end, life)),

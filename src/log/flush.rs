@@ -269,6 +269,8 @@ impl Flusher {
     fn housekeeping(&self) -> bool {
         let sealed = self.core.flush.try_lock().is_some_and(|mut side| self.core.seal_one(&mut side));
         if sealed {
+            // Who came meanwhile found the lock held, and waits to be asked.
+            self.core.hand_on(&self.core.life());
             return true;
         }
         self.core.prepare_spare().unwrap_or_else(|error| {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::ids::{TermSpan, Vlsn};
 use crate::log::core::Core;
-use crate::log::error::{Failed, PruneError};
+use crate::log::error::{Failed, IoFailure, PruneError};
 use crate::log::format::sidecar_name;
+use crate::log::segment::Segment;
 
 /// Who needs which entries, by the number of the pin.
 #[derive(Default)]
@@ -71,12 +72,15 @@ impl Core {
     }
 
     pub(super) fn prune(&self, floor: Vlsn) -> Result<Pruned, PruneError> {
+        // One at a time, and not beside a cut, which reads the directory.
+        let mut leaving = self.leaving.lock();
         let mut segments = 0;
         loop {
             if self.is_poisoned() {
                 return Err(PruneError::Poisoned);
             }
-            let removed = {
+            // What an earlier call could not remove goes first: a hole behind it would make the log unreadable.
+            let removed = leaving.take().or_else(|| {
                 // Under the pins' lock, so that a pin either holds the segment or comes too late and is told.
                 let pins = self.pins.lock();
                 let floor = pins.held.values().map(|pin| pin.from).fold(floor, Vlsn::min);
@@ -86,18 +90,28 @@ impl Core {
                     catalog.remove(segment.first);
                 }
                 removed
-            };
+            });
             let Some(segment) = removed else { break };
             self.forget_terms();
-            let dir = &self.config.dir;
-            self.disk.remove(&segment.path).failed("remove", &segment.path)?;
-            let sidecar = dir.join(sidecar_name(segment.first));
-            self.disk.remove(&sidecar).failed("remove", &sidecar)?;
-            // One by one: a crash must not bring an older segment back and leave a hole behind it.
-            self.disk.sync_dir(dir).failed("sync", dir)?;
+            if let Err(error) = self.remove_files(&segment) {
+                *leaving = Some(segment);
+                return Err(error.into());
+            }
             segments += 1;
         }
         Ok(Pruned { oldest: self.oldest(), segments })
+    }
+
+    pub(super) fn remove_files(&self, segment: &Segment) -> Result<(), IoFailure> {
+        let dir = &self.config.dir;
+        for path in [segment.path.clone(), dir.join(sidecar_name(segment.first))] {
+            match self.disk.remove(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.failed("remove", &path)?,
+            }
+        }
+        // One by one: a crash must not bring an older segment back and leave a hole behind it.
+        self.disk.sync_dir(dir).failed("sync", dir)
     }
 
     /// Drops the terms that no entry has any more.

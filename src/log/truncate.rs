@@ -36,6 +36,12 @@ pub struct Truncated {
 
 impl Core {
     pub(super) fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
+        let mut leaving = self.leaving.lock();
+        if let Some(segment) = &*leaving {
+            // What follows reads the directory, and must not find it again.
+            self.remove_files(segment)?;
+            *leaving = None;
+        }
         let mut flush = self.flush.lock();
         // Everything is made durable first: then a crash in the midst finds the same entries again.
         self.sync_for_cut(&mut flush)?;

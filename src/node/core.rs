@@ -59,6 +59,17 @@ pub enum NodeError {
     /// The engine can't tell where it is.
     #[error("the engine can't tell what it has applied: {0}")]
     Engine(EngineError),
+    /// The directory has a log and lost what goes with it: the terms that this node has led and followed.
+    #[error(
+        "{path} does not exist, but the log holds entries up to VLSN {last}: the directory was restored in part; restore all of it, or wipe it and rejoin",
+        path = path.display()
+    )]
+    StateLost {
+        /// The file that is missing.
+        path: std::path::PathBuf,
+        /// Where the log ends.
+        last: Vlsn,
+    },
     /// The engine holds entries that the log does not.
     #[error("the engine has applied VLSN {applied}, but the log ends at {}: they do not belong together; restore both from one copy, or start with an empty engine and directory", number(*.last))]
     EngineAhead {
@@ -228,7 +239,11 @@ impl Core {
         let incarnation = host.runtime.random();
         let (group, node) = (config.group, config.node.clone());
         let state = match StateFile::open(&*host.disk, &path) {
-            Err(StateError::Missing { .. }) => {
+            Err(StateError::Missing { path }) => {
+                // It is made before the first entry is.
+                if let Some(last) = log.last() {
+                    return Err(NodeError::StateLost { path, last: last.vlsn });
+                }
                 StateFile::create(&*host.disk, &path, State { group, node, incarnation, term: Term::NONE })?
             }
             opened => opened?,

@@ -81,6 +81,10 @@ impl Master {
         if config.upstream.is_some() {
             return Err(ConfigError::WrongRole { field: "upstream", role: "master" }.into());
         }
+        // Asked before anything is stored: a term of a node that can't lead would set it against the real master.
+        if config.members.voters().all(|member| member.id != config.node) {
+            return Err(NodeError::NotElectable(config.node));
+        }
         // A master that lost entries of its own flushed log must not lead; alone in its group, nobody else has them.
         let alone = config.members.iter().count() == 1;
         let doubtful = if alone { DoubtfulTail::Cut } else { DoubtfulTail::Refuse };

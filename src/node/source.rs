@@ -17,7 +17,7 @@ use crate::syncup::history_of;
 pub(super) struct NodeSource {
     log: Log,
     apply: Arc<ApplyState>,
-    pins: Mutex<BTreeMap<String, Pin>>,
+    pins: Mutex<BTreeMap<String, (Vlsn, Pin)>>,
 }
 
 impl NodeSource {
@@ -64,10 +64,15 @@ impl Source for NodeSource {
 
     fn pin(&self, owner: &str, from: Vlsn) {
         let mut pins = self.pins.lock();
-        match pins.get(owner) {
-            Some(pin) => pin.advance(from),
+        match pins.get_mut(owner) {
+            Some((at, pin)) if *at <= from => {
+                pin.advance(from);
+                *at = from;
+            }
+            // Further back than before: the owner lost what it had.
+            Some(held) => *held = (from, self.log.pin(owner, from)),
             None => {
-                pins.insert(owner.to_owned(), self.log.pin(owner, from));
+                pins.insert(owner.to_owned(), (from, self.log.pin(owner, from)));
             }
         }
     }
@@ -78,5 +83,29 @@ impl Source for NodeSource {
 
     fn bytes_after(&self, after: Option<Vlsn>) -> u64 {
         self.log.bytes_after(after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::disk::RealDisk;
+    use crate::ids::GroupId;
+    use crate::log::LogConfig;
+
+    #[test]
+    fn a_pin_moves_back_for_an_owner_that_lost_what_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+        let source = NodeSource::new(log.clone(), Arc::new(ApplyState::new(None, None)));
+        for from in [10, 12, 3, 4] {
+            let from = Vlsn::new(from).unwrap();
+            source.pin("a", from);
+            assert_eq!(log.pins().iter().map(|pin| pin.from).collect::<Vec<_>>(), [from]);
+        }
+        source.unpin("a");
+        assert!(log.pins().is_empty());
     }
 }
