@@ -9,10 +9,12 @@ use std::sync::atomic::Ordering;
 use common::nodes::*;
 use common::{Switches, TestDisk, v};
 use quorate::disk::Disk;
+use quorate::log::{FileDamage, OpenError};
 use quorate::node::Answer;
+use quorate::state::StateError;
 use quorate::{
-    CommitError, FeederState, FollowError, Host, Level, Master, NewEntry, Outcome, Policy, Quorum, Replica,
-    ReplicaState, Wait,
+    CommitError, FeederState, FollowError, GroupId, Host, Level, Master, Member, Members, NewEntry,
+    NodeError, Outcome, Policy, Quorum, Replica, ReplicaState, Wait,
 };
 
 fn on_test_disk(group: &mut Group) -> Arc<Switches> {
@@ -281,4 +283,50 @@ fn a_directory_is_opened_by_one_node_at_a_time() {
     drop(master);
     assert!(quorate::disk::RealDisk.list(&group.log_dir("m")).is_ok());
     group.master(&book);
+}
+
+#[test]
+fn a_log_without_its_engine_and_an_engine_without_its_log_are_refused_by_name() {
+    let (group, book) = (Group::new(&["m"]), Arc::<Book>::default());
+    let config = || {
+        let mut config = group.config("m");
+        (config.segment_bytes, config.max_payload) = (64 << 10, 8 << 10);
+        config
+    };
+    let open = |config, book: &Arc<Book>| {
+        Master::open(config, Box::new(Ledger(Arc::clone(book))), Host::machine()).err().expect("refused")
+    };
+    let master = group.open_master(config(), &book);
+    for _ in 0..200 {
+        append(&master, &[1; 1000], Policy::Async);
+    }
+    commit(&master, b"y");
+    until("it is checkpointed", || master.positions().checkpointed == master.last().map(|last| last.vlsn));
+    assert!(master.prune(v(u64::MAX >> 1)).unwrap().segments > 0);
+    let last = master.last().map(|last| last.vlsn);
+    drop(master);
+    // An empty store: what it lacks was pruned.
+    let error = open(config(), &Arc::default());
+    assert!(matches!(error, NodeError::EngineBehind { applied: None, .. }), "{error}");
+    // The store with an empty log.
+    let mut elsewhere = config();
+    elsewhere.dir = group.dir.path().join("empty");
+    let error = open(elsewhere, &book);
+    assert!(
+        matches!(error, NodeError::EngineAhead { applied, last: None } if Some(applied) == last),
+        "{error}"
+    );
+    // Another node's directory, and another group's.
+    let mut other = config();
+    (other.node, other.members) = (id("n"), Members::new(vec![Member::electable(id("n"))]).unwrap());
+    let error = open(other, &book);
+    assert!(matches!(error, NodeError::State(StateError::Foreign { .. })), "{error}");
+    let mut other = config();
+    other.group = GroupId::from_bits(99);
+    let error = open(other, &book);
+    let foreign = |error: &_| matches!(error, OpenError::File { damage: FileDamage::OtherGroup { .. }, .. });
+    assert!(matches!(&error, NodeError::Log(error) if foreign(error)), "{error}");
+    // Nothing was lost by all that.
+    let master = group.open_master(config(), &book);
+    assert!(master.last().map(|tip| tip.vlsn) > last);
 }

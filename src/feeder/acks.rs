@@ -167,7 +167,7 @@ impl FeederAcks {
         };
         let (capabilities, max_frame) = (welcome.capabilities, welcome.max_frame);
         self.send(&Message::Welcome(welcome))?;
-        self.connection.channel.limit_frames(max_frame);
+        self.connection.limit_frames(max_frame);
         let _first = self.connection.node.set(hello.node.clone());
         let theirs = Identity { incarnation: hello.incarnation, session: hello.session };
         self.hub.register(&self.connection, &hello.node, theirs, hello.slot);
@@ -275,6 +275,7 @@ impl FeederAcks {
         let count = range.last().get() - range.first().get() + 1;
         let most = u32::try_from(count).unwrap_or(u32::MAX).min(request.max_entries.max(1));
         let most_bytes = (request.max_bytes as usize).min(self.hub.config().batch_bytes);
+        let most_bytes = most_bytes.min(self.connection.max_run());
         let mut scanner: Box<dyn LogScanner> = self.hub.source().scanner();
         let Some(run) = scanner.run(range.first().previous(), most, most_bytes)? else {
             let nack = Nack { reason: NackReason::Beyond, at: Some(range.first()) };

@@ -1,7 +1,7 @@
 //! One connection to one replica, as both of its workers and the hub see it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,8 +14,8 @@ use crate::feeder::status::FeederState;
 use crate::ids::{NodeId, Vlsn, number};
 use crate::log::scanner::ScanError;
 use crate::progress::{AckError, Progress};
-use crate::wire::MessageType;
 use crate::wire::message::{NackReason, RejectReason, WireError};
+use crate::wire::{ENTRIES_HEAD_LEN, MessageType};
 
 /// Why a feeder's connection ended.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -120,6 +120,8 @@ pub(super) struct Connection {
     pub output: Mutex<Option<Output>>,
     /// The replica, once it said who it is.
     pub node: std::sync::OnceLock<NodeId>,
+    /// The longest run of entries that fits into a frame of this connection.
+    max_run: AtomicUsize,
 }
 
 impl Connection {
@@ -134,7 +136,20 @@ impl Connection {
             in_flight: Mutex::new(InFlight::new()),
             output: Mutex::new(None),
             node: std::sync::OnceLock::new(),
+            max_run: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// Takes the limit on frames that both ends agreed on.
+    pub fn limit_frames(&self, max_frame: u32) {
+        self.channel.limit_frames(max_frame);
+        let max_run = (max_frame as usize).saturating_sub(ENTRIES_HEAD_LEN);
+        self.max_run.store(max_run, Ordering::Relaxed);
+    }
+
+    /// The longest run of entries that fits into a frame of this connection.
+    pub fn max_run(&self) -> usize {
+        self.max_run.load(Ordering::Relaxed)
     }
 
     pub fn state(&self) -> FeederState {

@@ -127,7 +127,7 @@ impl Output {
         if self.broken {
             return Err(FeedError::Closing);
         }
-        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes)? else {
+        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes.min(to.max_run()))? else {
             return Ok(Pumped::Nothing);
         };
         let (last, timestamp) = (run.last.vlsn, run.timestamp);
