@@ -68,13 +68,25 @@
 //!
 //! # What is promised
 //!
-//! An entry reported [`Outcome::Committed`] is on the disks of a majority of the voters. A replica never applies an
+//! An entry reported [`Outcome::Committed`] is on the disks of a majority of the voters, the master's among them. A replica never applies an
 //! entry whose bytes differ from what was appended, out of order, twice, or with a hole before it. A deposed master gets
 //! nothing committed. An outcome never says more than what happened: every error after an append carries a [`Token`]
 //! that can be asked later. Bad bytes from a peer end that one connection with a named error.
 //!
-//! This release has one fixed master in a group: elections, membership changes and snapshots are yet to come. docs/ has
-//! the formats, the protocol, the invariants and how they are tested.
+//! # What is not there yet
+//!
+//! A group has one fixed master: elections, changes of membership, snapshots, encryption and authentication are yet to
+//! come. A semi-sync or async write says [`Outcome::Acked`] or [`Outcome::Degraded`], and may be lost with the master.
+//!
+//! # Features
+//!
+//! - `lz4` (default): compression of entry batches, negotiated per connection.
+//! - `sim`: a simulated clock, network, disk and scheduler, to test whole groups from a seed; for embedders, too.
+//! - `cli`: the command `quorate`, for which a library user has no need.
+//! - `planted`: bugs planted for this crate's own tests.
+//!
+//! The directory docs/ has the design, the formats, the protocol, the invariants and how they are tested, and runnable
+//! examples.
 #![deny(missing_docs)]
 
 pub mod address;

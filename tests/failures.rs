@@ -10,11 +10,13 @@ use common::nodes::*;
 use common::{Switches, TestDisk, v};
 use quorate::config::Compression;
 use quorate::disk::Disk;
+use quorate::log::{FileDamage, OpenError};
 use quorate::members::Role;
 use quorate::node::{Answer, NodeError};
+use quorate::state::StateError;
 use quorate::{
-    CommitError, Config, FeederState, FollowError, Host, Level, Master, Member, NewEntry, Outcome, Policy,
-    Quorum, Replica, ReplicaState, Wait,
+    CommitError, Config, FeederState, FollowError, GroupId, Host, Level, Master, Member, Members, NewEntry,
+    Outcome, Policy, Quorum, Replica, ReplicaState, Wait,
 };
 
 fn on_test_disk(group: &mut Group) -> Arc<Switches> {
@@ -341,4 +343,51 @@ fn a_replica_that_takes_only_small_frames_is_fed_with_small_frames() {
         until("it has all", || replica.last() == master.last() || replica.last_error().is_some());
         assert!(replica.last_error().is_none(), "{:?}", stats_of(&master, "a").last_error);
     }
+}
+
+#[test]
+fn a_log_without_its_engine_and_an_engine_without_its_log_are_refused_by_name() {
+    let (group, book) = (Group::new(&["m"]), Arc::<Book>::default());
+    let config = || {
+        let mut config = group.config("m");
+        (config.segment_bytes, config.max_payload) = (64 << 10, 8 << 10);
+        config
+    };
+    let open = |config, book: &Arc<Book>| {
+        Master::open(config, Box::new(Ledger(Arc::clone(book))), Host::machine()).err().expect("refused")
+    };
+    let master = group.open_master(config(), &book);
+    for _ in 0..200 {
+        append(&master, &[1; 1000], Policy::Async);
+    }
+    commit(&master, b"y");
+    until("it is checkpointed", || master.positions().checkpointed == master.last().map(|last| last.vlsn));
+    // A segment is sealed in the background, some time after it was flushed.
+    until("a segment is pruned", || master.prune(v(u64::MAX >> 1)).unwrap().segments > 0);
+    let last = master.last().map(|last| last.vlsn);
+    drop(master);
+    // An empty store: what it lacks was pruned.
+    let error = open(config(), &Arc::default());
+    assert!(matches!(error, NodeError::EngineBehind { applied: None, .. }), "{error}");
+    // The store with an empty log.
+    let mut elsewhere = config();
+    elsewhere.dir = group.dir.path().join("empty");
+    let error = open(elsewhere, &book);
+    assert!(
+        matches!(error, NodeError::EngineAhead { applied, last: None } if Some(applied) == last),
+        "{error}"
+    );
+    // Another node's directory, and another group's.
+    let mut other = config();
+    (other.node, other.members) = (id("n"), Members::new(vec![Member::electable(id("n"))]).unwrap());
+    let error = open(other, &book);
+    assert!(matches!(error, NodeError::State(StateError::Foreign { .. })), "{error}");
+    let mut other = config();
+    other.group = GroupId::from_bits(99);
+    let error = open(other, &book);
+    let foreign = |error: &_| matches!(error, OpenError::File { damage: FileDamage::OtherGroup { .. }, .. });
+    assert!(matches!(&error, NodeError::Log(error) if foreign(error)), "{error}");
+    // Nothing was lost by all that.
+    let master = group.open_master(config(), &book);
+    assert!(master.last().map(|tip| tip.vlsn) > last);
 }

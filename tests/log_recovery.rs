@@ -124,7 +124,7 @@ fn every_flipped_byte_is_detected_and_what_a_mark_covers_is_never_cut() {
 }
 
 #[test]
-fn a_hole_with_entries_behind_it_is_doubtful() {
+fn a_gap_that_no_torn_write_explains_is_doubtful() {
     let dir = tempfile::tempdir().unwrap();
     crashed(dir.path(), 2, 8);
     let path = first_segment(dir.path());
@@ -136,6 +136,28 @@ fn a_hole_with_entries_behind_it_is_doubtful() {
     assert!(matches!(error, OpenError::Doubtful { from, .. } if from == v(5)), "{error}");
     let (log, opened) = open(dir.path());
     assert_eq!(opened.cut.unwrap().verdict, TailVerdict::Doubtful);
+    assert_eq!(entries(&log), 4);
+}
+
+#[test]
+fn a_sector_that_was_never_written_is_a_hole_and_cut_though_entries_lie_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    fill(&log, 1, 4);
+    log.append(t(1), &[NewEntry::data(&[7; 2000])]).unwrap();
+    fill(&log, 1, 3);
+    log.write_out().unwrap();
+    drop(log);
+    let path = first_segment(dir.path());
+    let mut bytes = fs::read(&path).unwrap();
+    let sector = (offsets(&bytes)[4] / 512 + 2) * 512;
+    bytes[sector..sector + 512].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    // Nothing of it was synced, so that even a node that refuses what is doubtful cuts it.
+    let (log, opened) = try_open(refusing(dir.path())).unwrap();
+    let cut = opened.cut.unwrap();
+    assert_eq!((cut.verdict, cut.from), (TailVerdict::Hole, v(5)));
+    assert_eq!(cut.saved.len(), 1);
     assert_eq!(entries(&log), 4);
 }
 

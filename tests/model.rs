@@ -250,3 +250,99 @@ fn what_was_written_before_an_advance_is_there_after_the_wait() {
         assert_eq!(reader.join().unwrap(), 7);
     });
 }
+
+/// The protocol by which threads share a flush, as src/log/flush.rs has it: whoever finds the lock free flushes for all,
+/// the others wait for the position, and a flusher that is done hands on to one of those whom it did not serve. The
+/// code itself hangs on files, so this is a copy of its waiting, over the real watermark.
+struct GroupFlush {
+    /// The flush lock, which nobody waits for: it is only tried.
+    locked: sync::AtomicBool,
+    appended: sync::AtomicU64,
+    flushed: Watermark,
+    waiting: sync::Mutex<Vec<(u64, Arc<Parker>)>>,
+    syncs: sync::AtomicU64,
+    hands_on: bool,
+}
+
+impl GroupFlush {
+    fn new(hands_on: bool) -> Arc<GroupFlush> {
+        Arc::new(GroupFlush {
+            locked: sync::AtomicBool::new(false),
+            appended: sync::AtomicU64::new(0),
+            flushed: Watermark::new(0),
+            waiting: sync::Mutex::new(Vec::new()),
+            syncs: sync::AtomicU64::new(0),
+            hands_on,
+        })
+    }
+
+    /// Appends an entry and returns when it is flushed.
+    fn commit(&self) {
+        let to = self.appended.fetch_add(1, sync::Ordering::SeqCst) + 1;
+        while self.flushed.get() < to {
+            if !self.locked.swap(true, sync::Ordering::SeqCst) {
+                if self.flushed.get() < to {
+                    let covered = self.appended.load(sync::Ordering::SeqCst);
+                    self.syncs.fetch_add(1, sync::Ordering::SeqCst);
+                    self.flushed.advance(covered);
+                }
+                self.locked.store(false, sync::Ordering::SeqCst);
+                self.hand_on();
+                continue;
+            }
+            let parker = Parker::current();
+            self.waiting.lock().push((to, Arc::clone(&parker)));
+            let reached = self.is_locked() && self.flushed.wait(to, Wait::Forever) == Ok(true);
+            let asked = {
+                let mut waiting = self.waiting.lock();
+                let listed = waiting.iter().position(|(_, other)| Arc::ptr_eq(other, &parker));
+                listed.map(|at| waiting.swap_remove(at)).is_none()
+            };
+            if reached && asked {
+                self.hand_on();
+            }
+        }
+    }
+
+    fn is_locked(&self) -> bool {
+        self.locked.load(sync::Ordering::SeqCst)
+    }
+
+    fn hand_on(&self) {
+        if !self.hands_on {
+            return;
+        }
+        let flushed = self.flushed.get();
+        let mut waiting = self.waiting.lock();
+        if let Some(next) = waiting.iter().position(|(target, _)| *target > flushed) {
+            waiting.swap_remove(next).1.poke();
+        }
+    }
+}
+
+fn three_share_flushes(hands_on: bool) {
+    let log = GroupFlush::new(hands_on);
+    let committers = [(); 3].map(|()| {
+        let log = Arc::clone(&log);
+        thread::spawn(move || log.commit())
+    });
+    for committer in committers {
+        committer.join().unwrap();
+    }
+    assert_eq!(log.flushed.get(), 3);
+    assert!(log.syncs.load(sync::Ordering::SeqCst) <= 3);
+    assert!(log.waiting.lock().is_empty() && !log.flushed.is_awaited());
+}
+
+#[test]
+fn whoever_shares_a_flush_is_served_or_flushes_itself() {
+    model(|| three_share_flushes(true));
+}
+
+#[test]
+fn a_flusher_that_does_not_hand_on_is_found() {
+    let found = catch_unwind(AssertUnwindSafe(|| model(|| three_share_flushes(false))));
+    let why = found.expect_err("the mistake was not found");
+    let why = why.downcast_ref::<String>().expect("shuttle reports by a text");
+    assert!(why.contains("deadlock"), "{why}");
+}

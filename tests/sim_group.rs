@@ -12,7 +12,6 @@ use std::time::Duration;
 use group::{CRASH_FAULTS, Trouble, World};
 use quorate::sim::{Fault, FaultCounts, seeds};
 
-/// Runs the seeds; returns how often each fault fired.
 /// Prints the library's log, where `QUORATE_LOG` is set: for replaying one seed.
 struct Shown;
 
@@ -26,6 +25,7 @@ impl log::Log for Shown {
     fn flush(&self) {}
 }
 
+/// Runs the seeds; returns how often each fault fired.
 fn campaign(name: &str, trouble: fn() -> Trouble, count: u64, time: Duration) -> FaultCounts {
     if std::env::var_os("QUORATE_LOG").is_some() && log::set_logger(&Shown).is_ok() {
         log::set_max_level(log::LevelFilter::Info);

@@ -11,7 +11,7 @@
 //! | 8 | 4 | payload length |
 //! | 12 | 4 | term of the sender |
 //! | 16 | 8 | sequence: counts the sender's frames on this connection |
-//! | 24 | 4 | CRC-32 of the payload, or of its first 32 bytes in an uncompressed Entries frame |
+//! | 24 | 4 | CRC-32 of the payload, or of its first 40 bytes in an uncompressed Entries frame |
 //! | 28 | 4 | CRC-32 of the 28 bytes before |
 
 use std::fmt;
@@ -26,8 +26,6 @@ pub const MAGIC: [u8; 4] = *b"QUOR";
 pub const VERSION: u8 = 1;
 /// The largest frame, header included, unless configured or negotiated otherwise: 16 MiB.
 pub const DEFAULT_MAX_FRAME: u32 = 16 << 20;
-/// The lowest limit on frames that makes sense: any message but Entries and Syncup fits.
-pub const MIN_MAX_FRAME: u32 = 4 << 10;
 /// Bytes of the fixed part of an Entries payload, which the payload's CRC covers.
 pub const ENTRIES_PREFIX_LEN: usize = 40;
 

@@ -104,11 +104,6 @@ impl Capabilities {
         Capabilities(self.0 & other.0)
     }
 
-    /// What either has.
-    pub const fn union(self, other: Capabilities) -> Capabilities {
-        Capabilities(self.0 | other.0)
-    }
-
     /// Whether all of `other` is in here.
     pub const fn contains(self, other: Capabilities) -> bool {
         self.0 & other.0 == other.0

@@ -144,6 +144,18 @@ fn a_partition_holds_frames_and_the_end_of_a_connection_until_it_heals() {
 }
 
 #[test]
+fn an_isolated_node_hears_nobody_until_it_is_healed() {
+    let pair = pair(1);
+    pair.net.isolate("b", ["a", "b", "c"]);
+    assert!(send(&*pair.a, 1).unwrap() && send(&*pair.b, 2).unwrap());
+    pair.later();
+    assert_eq!((receive(&*pair.b).unwrap(), receive(&*pair.a).unwrap()), (None, None));
+    pair.net.heal();
+    pair.later();
+    assert_eq!((receive(&*pair.b).unwrap(), receive(&*pair.a).unwrap()), (Some(1), Some(2)));
+}
+
+#[test]
 fn a_one_way_partition_lets_the_other_way_pass() {
     let pair = pair(1);
     pair.net.block("a", "b");
