@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::nodes::*;
-use common::{Switches, TestDisk, v};
+use common::{GROUP, Switches, TestDisk, t, v};
 use quorate::config::Compression;
 use quorate::disk::Disk;
 use quorate::members::Role;
 use quorate::node::{Answer, NodeError};
+use quorate::state::{State, StateFile};
 use quorate::{
     CommitError, Config, FeederState, FollowError, Host, Level, Master, Member, NewEntry, Outcome, Policy,
     Quorum, Replica, ReplicaState, Wait,
@@ -335,4 +336,41 @@ fn a_replica_that_takes_only_small_frames_is_fed_with_small_frames() {
         until("it has all", || replica.last() == master.last() || replica.last_error().is_some());
         assert!(replica.last_error().is_none(), "{:?}", stats_of(&master, "a").last_error);
     }
+}
+
+#[test]
+fn a_wait_for_a_token_outlasts_a_wake_up_that_was_meant_for_another_wait() {
+    let group = Group::new(&["m"]);
+    let book = Book::held_at(1);
+    let master = group.master(&book);
+    let ticket = append(&master, b"held", Policy::Async);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            book.allowed.advance(u64::MAX);
+        });
+        quorate::watermark::Parker::current().poke();
+        assert!(master.wait_for(&ticket.token, patience()).unwrap());
+    });
+}
+
+#[test]
+fn a_small_state_whose_name_may_not_be_durable_yet_is_made_so_when_it_is_opened() {
+    let mut named = 0;
+    for changes in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let disk = TestDisk::default();
+        let state = State { group: GROUP, node: id("m"), incarnation: 1, term: t(4) };
+        disk.0.changes_left.store(changes, Ordering::SeqCst);
+        disk.0.limited.store(true, Ordering::SeqCst);
+        let made = StateFile::create(&disk, &path, state);
+        disk.0.limited.store(false, Ordering::SeqCst);
+        if made.is_err() && path.exists() {
+            named += 1;
+            StateFile::open(&disk, &path).unwrap();
+            assert!(disk.0.dir_syncs.load(Ordering::SeqCst) > 0, "after {changes} changes");
+        }
+    }
+    assert_eq!(named, 1);
 }
