@@ -709,6 +709,9 @@ impl World {
         let mut text = String::new();
         if let Some(master) = self.master() {
             text += &format!("{}last {:?}\n", master.stats(), master.last());
+            if let Some(reason) = master.poisoned() {
+                text += &format!("poisoned: {reason}\n");
+            }
             for one in master.replicas() {
                 text += &format!("{}: {:?}\n", one.id, one.last_error);
             }
