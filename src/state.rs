@@ -177,8 +177,11 @@ impl StateFile {
         };
         let inner = Inner { state: state.clone(), sequence, failed: false };
         let opened = StateFile { path: path.to_path_buf(), file, inner: Mutex::new(inner) };
-        // Both copies are written anew: what was read may be in the page cache only.
+        // Both copies are written anew: what was read may be in the page cache only. So may the file's name, if the sync
+        // that was to make it durable failed.
         opened.store(state)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        disk.sync_dir(dir).map_err(|source| failed("sync the directory of", path, source))?;
         Ok(opened)
     }
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::nodes::*;
-use common::{Switches, TestDisk, v};
+use common::{GROUP, Switches, TestDisk, t, v};
 use quorate::config::Compression;
 use quorate::disk::Disk;
 use quorate::log::{FileDamage, OpenError};
 use quorate::members::Role;
 use quorate::node::{Answer, NodeError};
-use quorate::state::StateError;
+use quorate::state::{State, StateError, StateFile};
 use quorate::{
     CommitError, Config, FeederState, FollowError, GroupId, Host, Level, Master, Member, Members, NewEntry,
     Outcome, Policy, Quorum, Replica, ReplicaState, Wait,
@@ -390,4 +390,40 @@ fn a_log_without_its_engine_and_an_engine_without_its_log_are_refused_by_name() 
     // Nothing was lost by all that.
     let master = group.open_master(config(), &book);
     assert!(master.last().map(|tip| tip.vlsn) > last);
+}
+
+#[test]
+fn a_wait_for_a_token_outlasts_a_wake_up_that_was_meant_for_another_wait() {
+    let group = Group::new(&["m"]);
+    let book = Book::held_at(1);
+    let master = group.master(&book);
+    let ticket = append(&master, b"held", Policy::Async);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            book.allowed.advance(u64::MAX);
+        });
+        quorate::watermark::Parker::current().poke();
+        assert!(master.wait_for(&ticket.token, patience()).unwrap());
+    });
+}
+
+#[test]
+fn a_small_state_whose_name_may_not_be_durable_yet_is_made_so_when_it_is_opened() {
+    let mut named = 0;
+    for changes in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let disk = TestDisk::default();
+        let state = State { group: GROUP, node: id("m"), incarnation: 1, term: t(4) };
+        disk.0.changes_left.store(changes, Ordering::SeqCst);
+        disk.0.limited.store(true, Ordering::SeqCst);
+        let made = StateFile::create(&disk, &path, state);
+        disk.0.limited.store(false, Ordering::SeqCst);
+        if made.is_err() && path.exists() {
+            named += 1;
+            StateFile::open(&disk, &path).unwrap();
+            assert!(disk.0.dir_syncs.load(Ordering::SeqCst) > 0, "after {changes} changes");
+        }
+    }
+    assert_eq!(named, 1);
 }

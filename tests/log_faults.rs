@@ -132,6 +132,27 @@ fn a_waiter_for_an_entry_not_yet_written_wakes_or_times_out() {
 }
 
 #[test]
+fn a_closed_log_writes_nothing_into_the_files_that_another_may_have_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = TestDisk::default();
+    let (log, _) = disk.open_log(config(dir.path())).unwrap();
+    fill(&log, 1, 3);
+    let other = log.clone();
+    *disk.0.meanwhile.lock() = Some(Box::new(move || fill(&other, 1, 1)));
+    log.close().unwrap();
+    *disk.0.meanwhile.lock() = None;
+    let (next, _) = open(dir.path());
+    fill(&next, 2, 20);
+    next.write_out().unwrap();
+    assert!(matches!(log.write_out(), Err(AppendError::Closed)));
+    let last = next.last().unwrap().vlsn;
+    next.flush(last, Wait::Now).unwrap();
+    assert_eq!(read_all(&next).unwrap().len() as u64, last.get());
+    next.close().unwrap();
+    assert_eq!(read_all(&open(dir.path()).0).unwrap().len() as u64, last.get());
+}
+
+#[test]
 fn the_flusher_serves_requests_from_its_own_thread() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = open(dir.path());

@@ -207,7 +207,7 @@ fn a_chain_that_starts_anywhere_is_followed_by_a_log_that_stands_there() {
         whole.append(&[n; 20]);
     }
     let summary = verify_run(&whole.bytes(), None).unwrap();
-    std::fs::create_dir_all(group.log_dir("a")).unwrap();
+    group.replica("a", &its).close(patience());
     let before = group.log("a");
     before.append_run(&whole.bytes(), &summary).unwrap();
     before.close().unwrap();

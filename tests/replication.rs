@@ -10,8 +10,10 @@ use std::time::Duration;
 use common::nodes::*;
 use common::{GROUP, t, v};
 use quorate::clock::Stopwatch;
+use quorate::disk::RealDisk;
 use quorate::handshake::WelcomeError;
 use quorate::node::{Answer, TokenError};
+use quorate::state::{State, StateFile};
 use quorate::syncup::SyncupError;
 use quorate::wire::message::{EntryRequest, Message, RejectReason};
 use quorate::{
@@ -375,6 +377,8 @@ fn foreign_pair(committed: bool) -> (Group, Arc<Book>) {
     let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
     for (name, bytes) in [("m", b"one"), ("a", b"two")] {
         std::fs::create_dir_all(group.log_dir(name)).unwrap();
+        let state = State { group: GROUP, node: id(name), incarnation: 1, term: t(1) };
+        StateFile::create(&RealDisk, &group.dir.path().join(name).join("state"), state).unwrap();
         let log = group.log(name);
         log.append(t(1), &[NewEntry::data(bytes)]).unwrap();
         if committed {

@@ -116,6 +116,7 @@ impl Core {
         if let Err(error) = self.write_out() {
             return Err(match error {
                 AppendError::Poisoned => FlushError::Poisoned,
+                AppendError::Closed => FlushError::Closed,
                 other => FlushError::Write(other),
             });
         }
@@ -197,10 +198,13 @@ impl Core {
             return Ok(());
         }
         let outcome = self.settle(&mut side);
+        // No write is under way when the directory is let go, and none begins afterwards.
+        let io = self.io.lock();
         let mut stage = self.stage.lock();
         stage.closed = true;
         stage.life.end();
         drop(stage);
+        drop(io);
         drop(side);
         *self.directory_lock.lock() = None;
         self.wake_flusher();

@@ -166,6 +166,9 @@ impl Core {
             if stage.poisoned {
                 return Err(AppendError::Poisoned);
             }
+            if stage.closed {
+                return Err(AppendError::Closed);
+            }
             if stage.bytes.is_empty() && stage.events.is_empty() {
                 return Ok(());
             }
@@ -278,6 +281,9 @@ impl Core {
     pub(super) fn prepare_spare(&self) -> Result<bool, IoFailure> {
         // The writer's lock keeps two from using the spare's name at once; it is free when nobody is writing.
         let Some(_side) = self.io.try_lock() else { return Ok(false) };
+        if self.stage.lock().closed {
+            return Ok(false);
+        }
         let mut spare = self.spare.lock();
         if spare.is_some() {
             return Ok(false);

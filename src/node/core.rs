@@ -353,7 +353,10 @@ impl Core {
             }
             // Looked at with every advance: a newer term may begin before the entry's place, and then nothing may come
             // to that place for a long time.
-            if !self.apply.applied.wait(applied + 1, wait).map_err(|_closed| TokenError::Stopped)? {
+            let advanced =
+                self.apply.applied.wait(applied + 1, wait).map_err(|_closed| TokenError::Stopped)?;
+            // A wake-up that was meant for another wait of this thread does not end this one.
+            if !advanced && wait.remaining().is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
         }

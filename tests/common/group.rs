@@ -709,10 +709,14 @@ impl World {
         let mut text = String::new();
         if let Some(master) = self.master() {
             text += &format!("{}last {:?}\n", master.stats(), master.last());
+            if let Some(reason) = master.poisoned() {
+                text += &format!("poisoned: {reason}\n");
+            }
             for one in master.replicas() {
                 text += &format!("{}: {:?}\n", one.id, one.last_error);
             }
         }
+        text += &format!("m last refused: {:?}\n", self.places[0].refusal);
         for at in [1, 2] {
             match self.replica(at) {
                 Some(replica) => {

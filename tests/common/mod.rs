@@ -104,7 +104,11 @@ pub struct Switches {
     /// Fails every change to the disk from the one on that brings this to zero; counts down if set.
     pub changes_left: AtomicU64,
     pub limited: AtomicBool,
+    /// What others do while a file is synced.
+    pub meanwhile: parking_lot::Mutex<Option<Meanwhile>>,
 }
+
+type Meanwhile = Box<dyn Fn() + Send>;
 
 impl Switches {
     fn change(&self) -> io::Result<()> {
@@ -186,6 +190,9 @@ impl DiskFile for TestFile {
     fn sync(&self) -> io::Result<()> {
         self.1.change()?;
         self.1.syncs.fetch_add(1, Ordering::SeqCst);
+        if let Some(meanwhile) = &*self.1.meanwhile.lock() {
+            meanwhile();
+        }
         if self.1.fail_sync.load(Ordering::SeqCst) {
             return Err(io::Error::other("the device lost the write"));
         }
