@@ -144,13 +144,13 @@ fn a_sector_that_was_never_written_is_a_hole_and_cut_though_entries_lie_behind_i
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = open(dir.path());
     fill(&log, 1, 4);
-    log.append(t(1), &[NewEntry::data(&[7; 2000])]).unwrap();
+    log.append(t(1), &[NewEntry::data(&[7; 1024])]).unwrap();
     fill(&log, 1, 3);
     log.write_out().unwrap();
     drop(log);
     let path = first_segment(dir.path());
     let mut bytes = fs::read(&path).unwrap();
-    let sector = (offsets(&bytes)[4] / 512 + 2) * 512;
+    let sector = (offsets(&bytes)[4] / 512 + 1) * 512;
     bytes[sector..sector + 512].fill(0);
     fs::write(&path, &bytes).unwrap();
     // Nothing of it was synced, so that even a node that refuses what is doubtful cuts it.

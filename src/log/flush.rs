@@ -173,6 +173,12 @@ impl Core {
         let (segment, offset) = stage.synced;
         let mark = SyncMark { segment, offset, durable, committed: self.committed().min(durable) };
         stage.mark(&mark, timestamp);
+        // Between the sync and this mark the flusher may have found nothing to do, and gone to sleep without a deadline.
+        let wake = stage.is_unsynced() && std::mem::take(&mut stage.flusher_sleeps);
+        drop(stage);
+        if wake {
+            self.wake_flusher();
+        }
     }
 
     /// Writes the sidecar of one segment that was synced as a whole. Returns whether there was one.
