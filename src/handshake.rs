@@ -102,6 +102,12 @@ pub enum WelcomeError {
     /// It claims something that we did not offer.
     #[error("the master chose capabilities or a frame limit that this node did not offer")]
     NotOffered,
+    /// Its term is so high that no later one could follow for long: nobody gets there by changes of master.
+    #[error("the master claims term {theirs}, which no group reaches")]
+    AbsurdTerm {
+        /// The term it claims.
+        theirs: Term,
+    },
     /// It is the master of an older term: deposed, restored from a backup, or wiped.
     #[error(
         "the master is in term {theirs}, but this node has followed term {ours}: it is stale, or its directory was lost"
@@ -113,6 +119,9 @@ pub enum WelcomeError {
         ours: Term,
     },
 }
+
+/// Half of all terms: a change of master every second takes 68 years to get there.
+const HIGHEST_TERM: u32 = u32::MAX / 2;
 
 /// Whether the replica accepts the welcome of the master of `theirs`, having seen terms up to `ours`.
 ///
@@ -135,6 +144,9 @@ pub fn judge_welcome(
         || welcome.max_frame > config.max_frame
     {
         return Err(WelcomeError::NotOffered);
+    }
+    if theirs.get() > HIGHEST_TERM {
+        return Err(WelcomeError::AbsurdTerm { theirs });
     }
     if theirs < ours || theirs == Term::NONE {
         return Err(WelcomeError::StaleTerm { theirs, ours });
@@ -196,6 +208,7 @@ mod tests {
         let verdict =
             |term, welcome: &Welcome| judge_welcome(&config("r"), Term::new(3), Term::new(term), welcome);
         assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
+        assert!(matches!(verdict(u32::MAX, &welcome), Err(WelcomeError::AbsurdTerm { .. })));
         let strange = Welcome { node: NodeId::new("x").unwrap(), ..welcome.clone() };
         assert!(matches!(verdict(3, &strange), Err(WelcomeError::UnknownMaster(_))));
         let newer = Welcome { version: VERSION + 1, ..welcome.clone() };

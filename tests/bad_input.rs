@@ -4,20 +4,23 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
 use common::nodes::*;
 use common::{GROUP, t, v};
-use quorate::channel;
+use quorate::channel::{self, Channel, ChannelError, Peer, ReceiveBuffer};
 use quorate::entry::{EntryDamage, Placement, RunError, encode};
 use quorate::members::Role;
 use quorate::wire::frame::{FrameHeader, HEADER_LEN, MessageType, VERSION, payload_crc};
 use quorate::wire::message::{
     Ack, Capabilities, Entries, Heartbeat, Hello, Matchpoint, Message, RejectReason, Welcome, WireError,
 };
-use quorate::{Address, EntryKind, FollowError, GroupId, Master, Member, NewEntry, Position, Replica, Vlsn};
+use quorate::{
+    Address, EntryKind, FollowError, GroupId, Master, Member, NewEntry, Position, Replica, Vlsn, Wait,
+    Watermark,
+};
 
 /// A live master with a good replica, `g`, and a seat for a bad one, `a`.
 struct Served {
@@ -542,6 +545,35 @@ fn a_replica_applies_nothing_beyond_its_own_log_whatever_is_said_to_be_committed
     assert_eq!(fake.replica.committed(), Some(last.vlsn));
 }
 
+/// A channel that tells when a frame has to wait for room.
+struct TellsWhenFull(Arc<dyn Channel>, Arc<Watermark>);
+
+impl Channel for TellsWhenFull {
+    fn send(&self, frame: &[IoSlice<'_>], wait: Wait) -> Result<bool, ChannelError> {
+        if self.0.send(frame, Wait::Now)? {
+            return Ok(true);
+        }
+        self.1.advance(1);
+        self.0.send(frame, wait)
+    }
+    fn receive<'b>(
+        &self,
+        buffer: &'b mut ReceiveBuffer,
+        wait: Wait,
+    ) -> Result<Option<&'b [u8]>, ChannelError> {
+        self.0.receive(buffer, wait)
+    }
+    fn close(&self) {
+        self.0.close();
+    }
+    fn limit_frames(&self, max_frame: u32) {
+        self.0.limit_frames(max_frame);
+    }
+    fn peer(&self) -> &Peer {
+        self.0.peer()
+    }
+}
+
 #[test]
 fn an_ack_for_what_was_not_sent_yet_ends_the_connection_and_not_the_master() {
     let group = Group::new(&["m", "a", "g"]);
@@ -550,7 +582,8 @@ fn an_ack_for_what_was_not_sent_yet_ends_the_connection_and_not_the_master() {
     config.peer_timeout = std::time::Duration::from_millis(400);
     let master = group.open_master(config, &book);
     let (here, there) = channel::local::pair("deaf");
-    master.accept(here);
+    let full = Arc::new(Watermark::new(0));
+    master.accept(Arc::new(TellsWhenFull(here, Arc::clone(&full))));
     let mut bare = Bare::new(there);
     bare.introduce(hello(group.config("a")));
     bare.sync_up(None);
@@ -558,14 +591,8 @@ fn an_ack_for_what_was_not_sent_yet_ends_the_connection_and_not_the_master() {
         master.append(&[NewEntry::data(&[7; 60_000])], quorate::Policy::Async).unwrap();
     }
     // It reads nothing: the channel is full, and a frame waits for room that the peer claims to have received.
-    let sent = || stats_of(&master, "a").sent;
-    let mut before = None;
-    until("the feeder waits for room", || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let now = sent();
-        std::mem::replace(&mut before, now) == now && now > Some(v(2))
-    });
-    bare.ack(sent());
+    assert!(full.wait(1, patience()).unwrap());
+    bare.ack(stats_of(&master, "a").sent);
     until("its connection ended", || stats_of(&master, "a").last_error.is_some());
     assert!(master.poisoned().is_none(), "{:?}", master.poisoned());
     assert!(stats_of(&master, "a").last_error.unwrap().contains("only"));

@@ -6,8 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::nodes::*;
 use common::{GROUP, t, v};
@@ -35,13 +34,26 @@ struct Memory {
 }
 
 /// A cheap handle on it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct OwnLog {
     memory: Arc<Mutex<Memory>>,
     committed: Arc<AtomicU64>,
     pins: Arc<Mutex<BTreeMap<String, Vlsn>>>,
-    /// How long it takes to give a pin up.
-    slow: Arc<AtomicU64>,
+    /// Counts `unpin`s that have begun; they end while `held` is not set.
+    unpinning: Arc<quorate::Watermark>,
+    held: Arc<AtomicBool>,
+}
+
+impl Default for OwnLog {
+    fn default() -> OwnLog {
+        OwnLog {
+            memory: Arc::default(),
+            committed: Arc::default(),
+            pins: Arc::default(),
+            unpinning: Arc::new(quorate::Watermark::new(0)),
+            held: Arc::default(),
+        }
+    }
 }
 
 impl OwnLog {
@@ -137,7 +149,8 @@ impl Source for OwnLog {
         self.pins.lock().insert(owner.to_owned(), from);
     }
     fn unpin(&self, owner: &str) {
-        std::thread::sleep(Duration::from_millis(self.slow.load(Ordering::SeqCst)));
+        self.unpinning.advance(1);
+        until("it may go on", || !self.held.load(Ordering::SeqCst));
         self.pins.lock().remove(owner);
     }
     fn bytes_after(&self, after: Option<Vlsn>) -> u64 {
@@ -262,15 +275,15 @@ fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
     feeders.own_progress();
     let pinned = || log.pins.lock().get("a").copied();
     until("all is durable there", || pinned() == Some(v(11)));
-    log.slow.store(300, Ordering::SeqCst);
+    log.held.store(true, Ordering::SeqCst);
     there.close();
+    assert!(log.unpinning.wait(1, patience()).unwrap());
     let (here, there) = channel::local::pair("second");
     feeders.accept(here);
     replica.follow(there);
+    log.held.store(false, Ordering::SeqCst);
     until("it is fed again", || feeders.status()[0].state == FeederState::Streaming);
-    std::thread::sleep(Duration::from_millis(400));
     assert_eq!(pinned(), Some(v(11)));
-    log.slow.store(0, Ordering::SeqCst);
     feeders.close();
     assert_eq!(pinned(), None);
     replica.close(patience());
