@@ -70,6 +70,12 @@ fn crashes_in_quick_succession_lose_nothing_that_was_told() {
 }
 
 #[test]
+fn pauses_longer_than_a_timeout_lose_nothing_that_was_told() {
+    let faults = campaign("pauses", Trouble::pauses, 40, TIME);
+    must_have_met("pauses", &faults, &[Fault::Stall]);
+}
+
+#[test]
 fn failing_disks_lose_nothing_that_was_told() {
     let faults = campaign("failing disks", Trouble::failing_disks, 60, TIME);
     let expected =

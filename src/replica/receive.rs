@@ -80,7 +80,12 @@ impl Following {
 
     /// Hands over a connected channel. The worker has to be poked afterwards.
     pub fn offer(&self, channel: Arc<dyn Channel>) {
-        self.offered.lock().push_back(channel);
+        let mut offered = self.offered.lock();
+        if self.closing.load(Ordering::SeqCst) {
+            channel.close();
+        } else {
+            offered.push_back(channel);
+        }
     }
 
     /// Ends the connection and keeps the worker from making another.

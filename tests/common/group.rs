@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use quorate::clock::{Clock, Deadline, Wait};
 use quorate::log::LogScanner;
 use quorate::sim::{
-    Act, DiskFaults, Fault, FaultCounts, Nemesis, NemesisPlan, NetConfig, Rng, SimNode, Simulation,
+    Act, DiskFaults, Fault, FaultCounts, Nemesis, NemesisPlan, NetConfig, Pace, Rng, SimNode, Simulation,
 };
 use quorate::{
     Address, CommitError, Config, Engine, EngineError, Entries, GroupId, Host, Level, Master, Member,
@@ -80,6 +80,8 @@ pub struct Trouble {
     pub net: NetConfig,
     /// The disks of the master, of r1, of r2.
     pub disks: [DiskFaults; 3],
+    /// How fast the machines are, and how long they pause.
+    pub pace: Pace,
     /// Policies that writers draw from.
     pub policies: Vec<Policy>,
 }
@@ -91,8 +93,15 @@ impl Trouble {
             nemesis: NemesisPlan { every: Duration::from_millis(60), ..NemesisPlan::default() },
             net: NetConfig { reset: 0.002, dial_failure: 0.1, ..NetConfig::default() },
             disks: std::array::from_fn(|_| DiskFaults { write_back: 0.2, ..DiskFaults::default() }),
+            pace: Pace::default(),
             policies: policies(),
         }
+    }
+
+    /// Threads that stop for longer than a peer takes for death, and then go on as if nothing had happened.
+    pub fn pauses() -> Trouble {
+        let pace = Pace { stall: 0.002, max_stall: Duration::from_millis(250), ..Pace::default() };
+        Trouble { pace, ..Trouble::crashes() }
     }
 
     /// Little but kills and power losses, one soon after the other.
@@ -217,6 +226,7 @@ impl World {
     pub fn new(seed: u64, trouble: Trouble) -> World {
         let sim = Simulation::new(seed);
         sim.net().configure(trouble.net.clone());
+        sim.set_pace(trouble.pace.clone());
         let places = NAMES.iter().enumerate().map(|(at, &name)| {
             let node = sim.node(name);
             node.disk().set_faults(trouble.disks[at].clone());
@@ -624,6 +634,7 @@ impl World {
         }
         self.sim.net().heal();
         self.sim.net().configure(NetConfig::default());
+        self.sim.set_pace(Pace::default());
         for place in &self.places {
             place.sim.disk().set_faults(DiskFaults::default());
         }
