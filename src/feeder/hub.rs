@@ -334,7 +334,9 @@ impl Hub {
             log::warn!("connection from {} ended: {why}", connection.channel.peer().0);
             return;
         };
-        log::warn!("feeder of {node} ended: {why}");
+        let expected = matches!(why, FeedError::Closing | FeedError::Goodbye(_));
+        let level = if expected { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "feeder of {node} ended: {why}");
         let mut registry = self.registry.lock();
         registry.epoch += 1;
         let Some(known) = registry.replicas.get_mut(node) else { return };

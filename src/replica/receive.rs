@@ -507,7 +507,9 @@ impl Worker for Receive {
             channel.close();
         }
         let fatal = error.is_fatal();
-        log::warn!("{} lost its master: {error}", self.shared.config.node);
+        let expected = self.shared.closing.load(Ordering::SeqCst) || matches!(error, FollowError::Goodbye(_));
+        let level = if expected { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "{} lost its master: {error}", self.shared.config.node);
         *self.shared.last_error.lock() = Some(error.clone());
         if fatal {
             self.shared.set_phase(ReplicaState::Stopped);
