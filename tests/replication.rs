@@ -698,3 +698,19 @@ fn a_stream_that_comes_slowly_and_never_pauses_is_acked_all_the_same() {
     }
     assert!(acked.is_some() && acked <= Some(v(vlsn)), "{acked:?} of {vlsn}");
 }
+
+#[test]
+fn a_closed_node_leaves_nothing_behind() {
+    let group = Group::new(&["m", "a"]);
+    let disk = Arc::clone(&group.host.disk);
+    let before = Arc::strong_count(&disk);
+    let master = group.master(&Arc::default());
+    let replica = group.replica("a", &Arc::default());
+    join(&master, &replica);
+    commit(&master, b"something");
+    settle(&master, &replica);
+    master.close(patience());
+    replica.close(patience());
+    drop((master, replica));
+    until("nobody holds the disk", || Arc::strong_count(&disk) == before);
+}

@@ -159,6 +159,13 @@ impl Feeders {
 pub(crate) struct WeakFeeders(Weak<hub::Hub>);
 
 impl WeakFeeders {
+    /// Cuts all connections and ends all waits.
+    pub fn sever(&self) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.sever();
+        }
+    }
+
     /// Takes the master's own news.
     pub fn own_progress(&self) {
         if let Some(hub) = self.0.upgrade() {

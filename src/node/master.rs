@@ -119,7 +119,8 @@ impl Master {
             Arc::clone(&core.counters),
             Box::new(move |stop: &Stop| poison.strike(stop)),
         );
-        let severed = feeders.clone();
+        // Not a strong one: the feeders hold the poison.
+        let severed = feeders.downgrade();
         core.poison.on_poison(Arc::new(move || severed.sever()));
         let flushed = feeders.downgrade();
         let counters = Arc::clone(&core.counters);
