@@ -213,3 +213,31 @@ proptest! {
         prop_assert_eq!(read_all(&log).unwrap().len(), twin.len());
     }
 }
+
+#[test]
+fn what_a_failed_write_left_is_not_sealed_into_a_full_segment() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = TestDisk::default();
+    let (log, _) = disk.open_log(config(dir.path())).unwrap();
+    let (source, _) = open(other.path());
+    for len in [850, 850, 850, 850, 300, 900] {
+        source.append(t(1), &[NewEntry::data(&vec![7; len])]).unwrap();
+    }
+    let mut scanner = source.scanner();
+    let mut run = |after, count| scanner.run(after, count, 1 << 20).unwrap().unwrap().slices().concat();
+    let (first, one, both) =
+        (run(None, 4), run(Some(v(4)), 1), [run(Some(v(4)), 1), run(Some(v(5)), 1)].concat());
+    log.append_run(&first, &quorate::entry::verify_run(&first, None).unwrap()).unwrap();
+    let last = log.last();
+    disk.0.fail_write.store(true, Ordering::SeqCst);
+    let refused = log.append_run(&one, &quorate::entry::verify_run(&one, last).unwrap());
+    assert!(matches!(refused, Err(AppendError::Io(_))));
+    disk.0.fail_write.store(false, Ordering::SeqCst);
+    // Together they do not fit into the segment any more.
+    log.append_run(&both, &quorate::entry::verify_run(&both, last).unwrap()).unwrap();
+    assert!(common::names(dir.path(), ".seg").len() > 1);
+    log.close().unwrap();
+    let (log, opened) = open(dir.path());
+    assert!(opened.cut.is_none());
+    assert_eq!(log.last(), source.last());
+}

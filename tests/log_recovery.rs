@@ -277,3 +277,23 @@ fn a_segment_that_never_reached_the_disk_is_made_anew() {
     log.close().unwrap();
     assert_eq!(entries(&open(dir.path()).0), left + 1);
 }
+
+#[test]
+fn a_header_torn_at_the_edge_of_a_sector_is_torn_and_no_reason_to_doubt() {
+    let (whole, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (log, _) = open(whole.path());
+    // The second entry's header begins 20 bytes before a sector that never reached the disk.
+    let first = 1024 - 20 - SEGMENT_HEADER_LEN - quorate::entry::HEADER_LEN;
+    for len in [first, 100] {
+        log.append(t(1), &[NewEntry::data(&vec![7; len])]).unwrap();
+    }
+    log.write_out().unwrap();
+    let name = names(whole.path(), ".seg")[0].clone();
+    let mut bytes = fs::read(whole.path().join(&name)).unwrap();
+    assert!(bytes[1004..1024].iter().any(|byte| *byte != 0));
+    bytes[1024..].fill(0);
+    fs::write(dir.path().join(&name), &bytes).unwrap();
+    let (log, opened) = try_open(refusing(dir.path())).unwrap();
+    assert_eq!(opened.cut.unwrap().verdict, TailVerdict::Torn);
+    assert_eq!(log.last().map(|last| last.vlsn), Some(v(1)));
+}
