@@ -134,6 +134,11 @@ impl Feeders {
         self.hub.own_positions()
     }
 
+    /// Passes on to the node how far the group has committed: whoever advanced the gate may not have come to it yet.
+    pub(crate) fn note_committed(&self) {
+        self.hub.note_committed();
+    }
+
     /// A handle that does not keep the feeders alive, for hooks in what they feed from.
     pub(crate) fn downgrade(&self) -> WeakFeeders {
         WeakFeeders(Arc::downgrade(&self.hub))

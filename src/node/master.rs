@@ -305,6 +305,8 @@ impl Master {
 
     /// What became of a token's entry, as far as this node knows.
     pub fn ask(&self, token: &Token) -> Answer {
+        // A writer that was told Committed is told so again.
+        self.feeders.note_committed();
         self.core.ask(token)
     }
 
