@@ -278,10 +278,11 @@ fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
     log.held.store(true, Ordering::SeqCst);
     there.close();
     assert!(log.unpinning.wait(1, patience()).unwrap());
+    // The pin is given up under the lock that the next connection needs: it goes on before that one comes.
+    log.held.store(false, Ordering::SeqCst);
     let (here, there) = channel::local::pair("second");
     feeders.accept(here);
     replica.follow(there);
-    log.held.store(false, Ordering::SeqCst);
     until("it is fed again", || feeders.status()[0].state == FeederState::Streaming);
     assert_eq!(pinned(), Some(v(11)));
     feeders.close();

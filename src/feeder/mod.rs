@@ -144,11 +144,6 @@ impl Feeders {
         WeakFeeders(Arc::downgrade(&self.hub))
     }
 
-    /// Cuts all connections and ends all waits, without waiting for the workers: what a poisoned node does.
-    pub fn sever(&self) {
-        self.hub.sever();
-    }
-
     /// The gates.
     pub fn gates(&self) -> &CommitGates {
         self.hub.gates()
@@ -164,7 +159,7 @@ impl Feeders {
 pub(crate) struct WeakFeeders(Weak<hub::Hub>);
 
 impl WeakFeeders {
-    /// Cuts all connections and ends all waits.
+    /// Cuts all connections and ends all waits, without waiting for the workers: what a poisoned node does.
     pub fn sever(&self) {
         if let Some(hub) = self.0.upgrade() {
             hub.sever();
