@@ -5,9 +5,9 @@
 
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
-use crate::members::Member;
+use crate::members::{Member, Standing};
 use crate::wire::frame::VERSION;
-use crate::wire::message::{Capabilities, Hello, RejectReason, Welcome};
+use crate::wire::message::{Capabilities, Feed, Hello, RejectReason, Welcome};
 
 /// What a node says of itself beside its configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +19,7 @@ pub struct Identity {
 }
 
 /// The replica's opening words. `last` is the last entry of its log.
-pub fn hello(config: &CheckedConfig, own: Identity, last: Option<Position>) -> Hello {
+pub fn hello(config: &CheckedConfig, own: Identity, standing: Standing, last: Option<Position>) -> Hello {
     let (role, region) = match config.members.find(&config.node) {
         Some(Member { role, region, .. }) => (*role, region.clone()),
         None => unreachable!("a checked configuration lists its own node"),
@@ -36,6 +36,8 @@ pub fn hello(config: &CheckedConfig, own: Identity, last: Option<Position>) -> H
         capabilities: capabilities(config),
         max_frame: config.max_frame,
         last,
+        standing,
+        address: config.listen.clone(),
     }
 }
 
@@ -84,6 +86,7 @@ pub fn judge_hello(
         capabilities: hello.capabilities.intersection(capabilities(config)),
         max_frame: hello.max_frame.min(config.max_frame),
         heartbeat: config.heartbeat,
+        feed: Feed::Leads,
     })
 }
 
@@ -172,7 +175,7 @@ mod tests {
     const OWN: Identity = Identity { incarnation: 1, session: 2 };
 
     fn judge(change: impl FnOnce(&mut Hello)) -> Result<Welcome, RejectReason> {
-        let mut hello = hello(&config("r"), OWN, None);
+        let mut hello = hello(&config("r"), OWN, Standing::Full { since: Term::NONE }, None);
         change(&mut hello);
         judge_hello(&config("m"), OWN, Term::new(3), &hello)
     }

@@ -166,6 +166,31 @@ impl fmt::Display for Position {
     }
 }
 
+/// Where a log ends, as votes compare it: by the last entry's term, then by its VLSN.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LogEnd {
+    /// The last entry's term.
+    pub term: Term,
+    /// Its VLSN.
+    pub vlsn: Option<Vlsn>,
+}
+
+impl LogEnd {
+    /// The end of an empty log.
+    pub const EMPTY: LogEnd = LogEnd { term: Term::NONE, vlsn: None };
+
+    /// The end of a log whose last entry is this one.
+    pub fn of(last: Option<Position>) -> LogEnd {
+        last.map_or(LogEnd::EMPTY, |last| LogEnd { term: last.term, vlsn: Some(last.vlsn) })
+    }
+}
+
+impl fmt::Display for LogEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "(term {}, VLSN {})", self.term, number(self.vlsn))
+    }
+}
+
 /// Where a term begins in a log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TermSpan {

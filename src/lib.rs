@@ -91,6 +91,7 @@
 
 pub mod address;
 mod apply;
+pub mod ballot;
 pub mod channel;
 pub mod clock;
 pub mod commit;

@@ -2,7 +2,16 @@
 
 use std::fmt;
 
-use crate::ids::NodeId;
+use crate::address::Address;
+use crate::ids::{NodeId, Term, Vlsn};
+
+mod change;
+mod codec;
+mod roll;
+
+pub use change::{Change, ChangeError};
+pub use codec::BadMembership;
+pub use roll::Roll;
 
 /// What a node is to its group.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -11,12 +20,14 @@ pub enum Role {
     Electable,
     /// Holds data; its acks count for no quorum.
     Secondary,
+    /// Votes and acknowledges positions, but holds no data: makes a majority where only two nodes have disks for it.
+    Arbiter,
 }
 
 impl Role {
-    /// Whether the node's acknowledgements count.
+    /// Whether a full member of this role votes, and its acknowledgements count.
     pub const fn is_voter(self) -> bool {
-        matches!(self, Role::Electable)
+        matches!(self, Role::Electable | Role::Arbiter)
     }
 }
 
@@ -25,6 +36,7 @@ impl fmt::Display for Role {
         f.pad(match self {
             Role::Electable => "electable",
             Role::Secondary => "secondary",
+            Role::Arbiter => "arbiter",
         })
     }
 }
@@ -56,21 +68,81 @@ impl fmt::Display for Health {
     }
 }
 
+/// Whether a directory holds what its node may have promised, and so may vote and be counted.
+///
+/// A node whose directory is new, or damaged past its last mark, may lack entries that it acknowledged before. It stays
+/// in the denominator of every quorum, and in no numerator, until it has flushed an entry of the current term that was
+/// committed without it; its first vote is in a later term.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Standing {
+    /// The directory was made to join a group, and has not caught up yet.
+    Newcomer,
+    /// What the log held from here on is not known: a write was lost that may have been acknowledged.
+    Doubtful {
+        /// The first VLSN in doubt.
+        from: Vlsn,
+    },
+    /// It holds what it acknowledged. It votes in terms after this one.
+    Full {
+        /// The term in which it came to be so; none for a founder's directory.
+        since: Term,
+    },
+}
+
+impl Standing {
+    /// Whether acknowledgements count.
+    pub const fn counts(self) -> bool {
+        matches!(self, Standing::Full { .. })
+    }
+
+    /// Whether it may vote in this term.
+    pub fn votes_in(self, term: Term) -> bool {
+        matches!(self, Standing::Full { since } if term > since)
+    }
+}
+
+/// Whether a member counts already.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Admission {
+    /// It is fed, and counts for nothing until it has caught up and was promoted.
+    Learner,
+    /// It counts as its role says.
+    Full,
+}
+
+impl fmt::Display for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Admission::Learner => "learner",
+            Admission::Full => "full",
+        })
+    }
+}
+
 /// One node of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     /// Its name.
     pub id: NodeId,
-    /// What it is to the group.
+    /// What it is to the group, once it counts.
     pub role: Role,
+    /// Whether it counts.
+    pub admission: Admission,
+    /// Where it listens; `None` in a group whose channels are handed over.
+    pub address: Option<Address>,
     /// Where it stands, for region-aware quorums: any text of up to 64 bytes; empty if regions are not used.
     pub region: String,
 }
 
 impl Member {
-    /// An electable member in no region.
+    /// A full electable member in no region, without an address.
     pub fn electable(id: NodeId) -> Member {
-        Member { id, role: Role::Electable, region: String::new() }
+        Member { id, role: Role::Electable, admission: Admission::Full, address: None, region: String::new() }
+    }
+
+    /// Whether it votes and its acknowledgements count.
+    pub fn is_voter(&self) -> bool {
+        self.role.is_voter() && self.admission == Admission::Full
     }
 }
 
@@ -87,6 +159,9 @@ pub enum BadMembers {
     /// A region's name is too long.
     #[error("the region of {0} is longer than 64 bytes")]
     Region(NodeId),
+    /// An address is too long.
+    #[error("the address of {0} is longer than 255 bytes")]
+    Address(NodeId),
     /// Nobody can vote.
     #[error("a group needs at least one electable member")]
     NoVoter,
@@ -98,6 +173,8 @@ pub enum BadMembers {
 impl Members {
     /// The longest region name, in bytes.
     pub const MAX_REGION: usize = 64;
+    /// The longest address, as text, in bytes.
+    pub const MAX_ADDRESS: usize = 255;
     /// The most members.
     pub const MAX: usize = 64;
 
@@ -116,8 +193,12 @@ impl Members {
             if member.region.len() > Self::MAX_REGION {
                 return Err(BadMembers::Region(member.id.clone()));
             }
+            if member.address.as_ref().is_some_and(|at| at.to_string().len() > Self::MAX_ADDRESS) {
+                return Err(BadMembers::Address(member.id.clone()));
+            }
         }
-        if !list.iter().any(|member| member.role.is_voter()) {
+        let can_lead = |member: &Member| member.role == Role::Electable && member.is_voter();
+        if !list.iter().any(can_lead) {
             return Err(BadMembers::NoVoter);
         }
         Ok(Members(list))
@@ -135,7 +216,12 @@ impl Members {
 
     /// Those whose acknowledgements count.
     pub fn voters(&self) -> impl Iterator<Item = &Member> {
-        self.0.iter().filter(|member| member.role.is_voter())
+        self.0.iter().filter(|member| member.is_voter())
+    }
+
+    /// Whether this node votes.
+    pub fn is_voter(&self, id: &NodeId) -> bool {
+        self.find(id).is_some_and(Member::is_voter)
     }
 }
 

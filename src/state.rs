@@ -11,15 +11,20 @@ use byteorder::{LE, ReadBytesExt};
 use parking_lot::Mutex;
 
 use crate::disk::{Disk, DiskFile};
-use crate::ids::{GroupId, NodeId, Term};
+use crate::ids::{GroupId, LogEnd, NodeId, Term, Vlsn, number};
+use crate::members::Standing;
 
 /// The version of the format that this software writes, and the latest that it reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"QRSTATE\0";
 const SLOT: u64 = 4096;
 const SLOTS: u64 = 2;
 /// Bytes of a slot that are in use; the rest is zero.
-const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + 4;
+const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + GROUP_PART + 4;
+/// What version 2 added: the vote, the standing, an arbiter's mark.
+const GROUP_PART: usize = 1 + NodeId::MAX_LEN + 1 + 8 + 4 + 8;
+/// Bytes that version 1 used.
+const USED_BY_1: usize = USED - GROUP_PART;
 
 /// The small state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,8 +35,27 @@ pub struct State {
     pub node: NodeId,
     /// A random number, made with the directory: tells a node whose disk was replaced from the one before.
     pub incarnation: u64,
-    /// The highest term that this node has heard of or led.
+    /// The highest term that this node has heard of, voted in or led.
     pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<NodeId>,
+    /// Whether the directory holds what its node acknowledged.
+    pub standing: Standing,
+    /// An arbiter's whole log: the end of the master's, as far as it was told and acknowledged it. Empty on other nodes.
+    pub mark: LogEnd,
+}
+
+impl State {
+    /// The state of a directory that is made now.
+    pub fn new(group: GroupId, node: NodeId, incarnation: u64, standing: Standing) -> State {
+        State { group, node, incarnation, term: Term::NONE, vote: None, standing, mark: LogEnd::EMPTY }
+    }
+
+    /// The same in a newer term, in which nobody was voted for yet.
+    #[must_use]
+    pub fn in_term(self, term: Term) -> State {
+        if term == self.term { self } else { State { term, vote: None, ..self } }
+    }
 }
 
 /// Why the small state can't be read or written.
@@ -246,13 +270,36 @@ fn encode(sequence: u64, state: &State) -> Vec<u8> {
     out.extend_from_slice(&state.group.bits().to_le_bytes());
     out.extend_from_slice(&state.incarnation.to_le_bytes());
     out.extend_from_slice(&state.term.get().to_le_bytes());
-    let name = state.node.as_str().as_bytes();
-    out.push(name.len() as u8);
-    out.extend_from_slice(name);
-    out.resize(USED - 4, 0);
+    put_name(&mut out, state.node.as_str());
+    put_name(&mut out, state.vote.as_ref().map_or("", NodeId::as_str));
+    let (kind, at) = match state.standing {
+        Standing::Newcomer => (0, 0),
+        Standing::Doubtful { from } => (1, from.get()),
+        Standing::Full { since } => (2, u64::from(since.get())),
+    };
+    out.push(kind);
+    out.extend_from_slice(&at.to_le_bytes());
+    out.extend_from_slice(&state.mark.term.get().to_le_bytes());
+    out.extend_from_slice(&number(state.mark.vlsn).to_le_bytes());
+    debug_assert_eq!(out.len(), USED - 4);
     let crc = crc32fast::hash(&out);
     out.extend_from_slice(&crc.to_le_bytes());
     out
+}
+
+/// A name in a field of fixed length.
+fn put_name(out: &mut Vec<u8>, name: &str) {
+    out.push(name.len() as u8);
+    out.extend_from_slice(name.as_bytes());
+    out.resize(out.len() + NodeId::MAX_LEN - name.len(), 0);
+}
+
+fn take_name(from: &mut Cursor<&[u8]>) -> io::Result<Option<String>> {
+    let len = usize::from(from.read_u8()?);
+    let mut field = [0; NodeId::MAX_LEN];
+    from.read_exact(&mut field)?;
+    let name = field.get(..len).and_then(|name| std::str::from_utf8(name).ok());
+    Ok(name.map(str::to_owned))
 }
 
 enum Slot {
@@ -262,12 +309,12 @@ enum Slot {
 }
 
 fn decode(bytes: &[u8]) -> Slot {
-    let Some((body, crc)) = bytes.split_last_chunk::<4>().filter(|_| bytes.len() == USED) else {
-        return Slot::Damaged;
+    // The CRC stands behind what the slot's version uses.
+    let whole = |used: usize| {
+        let (body, crc) = bytes.get(..used)?.split_last_chunk::<4>()?;
+        (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
     };
-    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
-        return Slot::Damaged;
-    }
+    let Some(body) = whole(USED).or_else(|| whole(USED_BY_1)) else { return Slot::Damaged };
     take(body).ok().flatten().unwrap_or(Slot::Damaged)
 }
 
@@ -286,10 +333,30 @@ fn take(body: &[u8]) -> io::Result<Option<Slot>> {
     let group = GroupId::from_bits(from.read_u128::<LE>()?);
     let incarnation = from.read_u64::<LE>()?;
     let term = Term::new(from.read_u32::<LE>()?);
-    let mut name = vec![0; usize::from(from.read_u8()?)];
-    from.read_exact(&mut name)?;
-    let node = std::str::from_utf8(&name).ok().and_then(|text| NodeId::new(text).ok());
-    Ok(node.map(|node| Slot::Good(sequence, State { group, node, incarnation, term })))
+    let Some(node) = take_name(&mut from)?.and_then(|name| NodeId::new(&name).ok()) else { return Ok(None) };
+    // A directory of version 1 belongs to a group with a fixed master, and holds what its node acknowledged.
+    let mut state =
+        State { term, ..State::new(group, node, incarnation, Standing::Full { since: Term::NONE }) };
+    if version >= 2 {
+        state.vote = match take_name(&mut from)? {
+            Some(none) if none.is_empty() => None,
+            Some(name) => match NodeId::new(&name) {
+                Ok(vote) => Some(vote),
+                Err(_) => return Ok(None),
+            },
+            None => return Ok(None),
+        };
+        let (kind, at) = (from.read_u8()?, from.read_u64::<LE>()?);
+        state.standing = match (kind, Vlsn::new(at), u32::try_from(at)) {
+            (0, _, _) => Standing::Newcomer,
+            (1, Some(from), _) => Standing::Doubtful { from },
+            (2, _, Ok(since)) => Standing::Full { since: Term::new(since) },
+            _ => return Ok(None),
+        };
+        let (term, vlsn) = (Term::new(from.read_u32::<LE>()?), Vlsn::new(from.read_u64::<LE>()?));
+        state.mark = LogEnd { term, vlsn };
+    }
+    Ok(Some(Slot::Good(sequence, state)))
 }
 
 #[cfg(test)]
@@ -298,11 +365,12 @@ mod tests {
     use crate::disk::RealDisk;
 
     fn state(term: u32) -> State {
+        let node = NodeId::new("n1").unwrap();
         State {
-            group: GroupId::from_bits(5),
-            node: NodeId::new("n1").unwrap(),
-            incarnation: 9,
             term: Term::new(term),
+            vote: NodeId::new("n2").ok(),
+            mark: LogEnd { term: Term::new(1), vlsn: Vlsn::new(4) },
+            ..State::new(GroupId::from_bits(5), node, 9, Standing::Doubtful { from: Vlsn::FIRST })
         }
     }
 
@@ -355,6 +423,22 @@ mod tests {
     }
 
     #[test]
+    fn a_state_of_version_1_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        drop(StateFile::create(&RealDisk, &path, state(7)).unwrap());
+        let mut old = encode(50, &state(7))[..USED_BY_1 - 4].to_vec();
+        old[8] = 1;
+        old.extend(crc32fast::hash(&old).to_le_bytes());
+        for slot in [0, SLOT] {
+            RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&old)], slot).unwrap();
+        }
+        let read = StateFile::open(&RealDisk, &path).unwrap().state();
+        assert_eq!((read.term, read.vote), (Term::new(7), None));
+        assert_eq!(read.standing, Standing::Full { since: Term::NONE });
+    }
+
+    #[test]
     fn another_group_and_a_newer_version_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
@@ -363,10 +447,10 @@ mod tests {
         assert!(file.belongs_to(GroupId::from_bits(5), &node).is_ok());
         assert!(matches!(file.belongs_to(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
         let mut newer = encode(50, &state(1));
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc32fast::hash(&newer[..USED - 4]);
         newer[USED - 4..].copy_from_slice(&crc.to_le_bytes());
         RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], 0).unwrap();
-        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 2, .. })));
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 3, .. })));
     }
 }

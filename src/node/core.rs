@@ -244,7 +244,16 @@ impl Core {
                 if let Some(last) = log.last() {
                     return Err(NodeError::StateLost { path, last: last.vlsn });
                 }
-                StateFile::create(&*host.disk, &path, State { group, node, incarnation, term: Term::NONE })?
+                StateFile::create(
+                    &*host.disk,
+                    &path,
+                    State::new(
+                        group,
+                        node,
+                        incarnation,
+                        crate::members::Standing::Full { since: Term::NONE },
+                    ),
+                )?
             }
             opened => opened?,
         };

@@ -23,7 +23,6 @@ use crate::node::source::NodeSource;
 use crate::planted::{Bug, active};
 use crate::policy::{Level, Outcome, Policy, Token};
 use crate::progress::Positions;
-use crate::state::State;
 use crate::stats::Stats;
 use crate::worker::Stop;
 
@@ -94,7 +93,7 @@ impl Master {
             unstarted.state.state().term.max(unstarted.core.log.last().map_or(Term::NONE, |last| last.term));
         let term =
             if active(Bug::RestartResumesTerm) && before != Term::NONE { before } else { before.next() };
-        unstarted.state.store(State { term, ..unstarted.state.state() })?;
+        unstarted.state.store(unstarted.state.state().in_term(term))?;
         let known = Vlsn::new(unstarted.core.apply.committed.get());
         let start = NewEntry { kind: EntryKind::TERM_START, txn: None, payload: &[] };
         let term_start = unstarted.core.log.append(term, &[start])?.first;

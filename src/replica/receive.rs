@@ -20,7 +20,7 @@ use crate::planted::{Bug, active};
 use crate::replica::ack::{AckSender, Line};
 use crate::replica::{FollowError, ReplicaState};
 use crate::runtime::Runtime;
-use crate::state::{State, StateFile};
+use crate::state::StateFile;
 use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
 use crate::wire::compress::Expander;
@@ -212,7 +212,12 @@ impl Receive {
         let now = self.clock.now();
         let mut line = Line::new(Arc::clone(&channel), shared.term());
         let last = shared.log.last();
-        if !line.send(&Message::Hello(handshake::hello(&shared.config, shared.identity, last))) {
+        if !line.send(&Message::Hello(handshake::hello(
+            &shared.config,
+            shared.identity,
+            shared.state.state().standing,
+            last,
+        ))) {
             return Err(crate::channel::ChannelError::Closed.into());
         }
         self.buffer = ReceiveBuffer::default();
@@ -321,7 +326,7 @@ impl Session {
             return Err(error.into());
         }
         if term > ours {
-            shared.state.store(State { term, ..shared.state.state() })?;
+            shared.state.store(shared.state.state().in_term(term))?;
         }
         self.term = term;
         line.set_term(term);
@@ -430,7 +435,9 @@ impl Session {
     fn heard(&mut self, shared: &Following, heartbeat: &Heartbeat) -> Result<(), FollowError> {
         shared.acks.want(heartbeat.durable_wanted, heartbeat.applied_wanted);
         self.committed(shared, heartbeat.committed);
-        let reply = HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy };
+        let standing = shared.state.state().standing;
+        let reply =
+            HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy, standing };
         shared.acks.message(&Message::HeartbeatReply(reply));
         shared.acks.send();
         self.flush_wanted(shared, heartbeat.durable_wanted, usize::MAX)

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use crate::address::Address;
-use crate::ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn, number};
+use crate::ids::{GroupId, NodeId, Term, number};
 use crate::members::{Health, Role};
+use crate::wire::codec_group::{put_group_message, take_group_message};
+use crate::wire::fields::{Put, Take};
 use crate::wire::frame::{ENTRIES_PREFIX_LEN, FrameHeader, HEADER_LEN, MessageType, payload_crc};
 use crate::wire::message::*;
 
 /// Bytes that stand before the run in an Entries frame: the header and the payload's fixed part.
 pub const ENTRIES_HEAD_LEN: usize = HEADER_LEN + ENTRIES_PREFIX_LEN;
-
-const SPAN_LEN: usize = 12;
 
 /// The bytes of an Entries frame that stand before its run of `run_len` bytes, so that the run can be sent from where
 /// it is.
@@ -110,7 +109,7 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
         Message::Hello(m) => {
             put.u8(m.versions.0);
             put.u8(m.versions.1);
-            put.u8(role_number(m.role));
+            put.u8(m.role.number());
             put.bytes(&m.group.bits().to_le_bytes());
             put.u64(m.incarnation);
             put.u64(m.session);
@@ -122,6 +121,8 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
             let slot = m.slot.as_deref().unwrap_or("");
             assert!(m.slot.is_none() || !slot.is_empty(), "a slot has a name");
             put.text(slot, MAX_TEXT);
+            put.standing(m.standing);
+            put.address(m.address.as_ref());
         }
         Message::Welcome(m) => {
             put.u8(m.version);
@@ -131,6 +132,7 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
             put.u32(m.max_frame);
             put.u64(u64::try_from(m.heartbeat.as_micros()).unwrap_or(u64::MAX));
             put.text(m.node.as_str(), NodeId::MAX_LEN);
+            put.u8(feed_number(m.feed));
         }
         Message::Reject(m) => put_reject(&m.reason, put),
         Message::Syncup(m) => {
@@ -178,9 +180,11 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
         Message::HeartbeatReply(m) => {
             put.u64(m.clock);
             put.u8(health_number(m.health));
+            put.standing(m.standing);
         }
         Message::Fence => {}
         Message::Bye(m) => put.u8(m.reason.number()),
+        other => put_group_message(other, put),
     }
 }
 
@@ -193,7 +197,7 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
             }
             Message::Hello(Hello {
                 versions,
-                role: take.numbered("role", role_from)?,
+                role: take.numbered("role", Role::from_number)?,
                 group: GroupId::from_bits(u128::from_le_bytes(take.array("group")?)),
                 incarnation: take.u64("incarnation")?,
                 session: take.u64("session")?,
@@ -203,6 +207,8 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
                 node: take.node("node")?,
                 region: take.text("region", MAX_TEXT)?.to_owned(),
                 slot: Some(take.text("slot", MAX_TEXT)?).filter(|s| !s.is_empty()).map(str::to_owned),
+                standing: take.standing("standing")?,
+                address: take.address("address")?,
             })
         }
         MessageType::Welcome => Message::Welcome(Welcome {
@@ -213,6 +219,7 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
             max_frame: take.u32("max_frame")?,
             heartbeat: Duration::from_micros(take.u64("heartbeat")?),
             node: take.node("node")?,
+            feed: take.numbered("feed", feed_from)?,
         }),
         MessageType::Reject => Message::Reject(Reject { reason: take_reject(take)? }),
         MessageType::Syncup => Message::Syncup(Syncup {
@@ -262,9 +269,11 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
         MessageType::HeartbeatReply => Message::HeartbeatReply(HeartbeatReply {
             clock: take.u64("clock")?,
             health: take.numbered("health", health_from)?,
+            standing: take.standing("standing")?,
         }),
         MessageType::Fence => Message::Fence,
         MessageType::Bye => Message::Bye(Bye { reason: take.numbered("reason", ByeReason::from_number)? }),
+        _ => take_group_message(take)?,
     })
 }
 
@@ -297,8 +306,7 @@ fn put_reject(reason: &RejectReason, put: &mut Put<'_>) {
         }
         RejectReason::NotMaster { hint } => {
             put.u8(4);
-            let hint = hint.as_ref().map(Address::to_string).filter(|text| text.len() <= MAX_ADDRESS);
-            put.text(hint.as_deref().unwrap_or(""), MAX_ADDRESS);
+            put.address(hint.as_ref());
         }
         RejectReason::Superseded { session } => {
             put.u8(5);
@@ -326,11 +334,7 @@ fn take_reject(take: &mut Take<'_>) -> Result<RejectReason, WireError> {
             RejectReason::NoCommonVersion { min, max }
         }
         4 => {
-            let text = take.text("reason.hint", MAX_ADDRESS)?;
-            let hint = match text {
-                "" => None,
-                _ => Some(text.parse().map_err(|_| take.bad_text("reason.hint", text.len()))?),
-            };
+            let hint = take.address("reason.hint")?;
             RejectReason::NotMaster { hint }
         }
         5 => RejectReason::Superseded { session: take.u64("reason.session")? },
@@ -343,18 +347,18 @@ fn take_reject(take: &mut Take<'_>) -> Result<RejectReason, WireError> {
     })
 }
 
-fn role_number(role: Role) -> u8 {
-    match role {
-        Role::Electable => 1,
-        Role::Secondary => 2,
+fn feed_number(feed: Feed) -> u8 {
+    match feed {
+        Feed::Leads => 1,
+        Feed::Follows => 2,
     }
 }
 
-fn role_from(number: u8) -> Option<Role> {
-    [Role::Electable, Role::Secondary].into_iter().find(|role| role_number(*role) == number)
+fn feed_from(number: u8) -> Option<Feed> {
+    [Feed::Leads, Feed::Follows].into_iter().find(|feed| feed_number(*feed) == number)
 }
 
-fn health_number(health: Health) -> u8 {
+pub(super) fn health_number(health: Health) -> u8 {
     match health {
         Health::Healthy => 1,
         Health::Degraded => 2,
@@ -364,148 +368,8 @@ fn health_number(health: Health) -> u8 {
     }
 }
 
-fn health_from(number: u8) -> Option<Health> {
+pub(super) fn health_from(number: u8) -> Option<Health> {
     [Health::Healthy, Health::Degraded, Health::CatchingUp, Health::Lagging, Health::Error]
         .into_iter()
         .find(|health| health_number(*health) == number)
-}
-
-/// Writes fields.
-struct Put<'a>(&'a mut Vec<u8>);
-
-impl Put<'_> {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn u8(&mut self, value: u8) {
-        self.0.push(value);
-    }
-
-    fn u32(&mut self, value: u32) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    fn u64(&mut self, value: u64) {
-        self.bytes(&value.to_le_bytes());
-    }
-
-    fn vlsn(&mut self, vlsn: Option<Vlsn>) {
-        self.u64(number(vlsn));
-    }
-
-    fn position(&mut self, at: Option<Position>) {
-        self.vlsn(at.map(|at| at.vlsn));
-        self.u32(at.map_or(0, |at| at.term.get()));
-        self.u32(at.map_or(0, |at| at.crc));
-    }
-
-    fn text(&mut self, text: &str, limit: usize) {
-        assert!(text.len() <= limit && limit <= 255, "a text of {} bytes; {limit} are allowed", text.len());
-        self.u8(text.len() as u8);
-        self.bytes(text.as_bytes());
-    }
-}
-
-/// Reads fields off the front of a payload.
-pub(super) struct Take<'a> {
-    pub(super) kind: MessageType,
-    pub(super) rest: &'a [u8],
-}
-
-impl<'a> Take<'a> {
-    fn short(&self, field: &'static str) -> WireError {
-        WireError::Short { kind: self.kind, field }
-    }
-
-    fn value(&self, field: &'static str, found: impl Into<u64>) -> WireError {
-        WireError::Value { kind: self.kind, field, found: found.into() }
-    }
-
-    fn bad_text(&self, field: &'static str, len: usize) -> WireError {
-        WireError::Text { kind: self.kind, field, len }
-    }
-
-    fn bytes(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(self.short(field))?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(self.short(field))?;
-        self.rest = rest;
-        Ok(*taken)
-    }
-
-    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
-        self.array::<1>(field).map(|[byte]| byte)
-    }
-
-    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
-        self.array(field).map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
-        self.array(field).map(u64::from_le_bytes)
-    }
-
-    fn numbered<T>(&mut self, field: &'static str, from: impl Fn(u8) -> Option<T>) -> Result<T, WireError> {
-        let found = self.u8(field)?;
-        from(found).ok_or_else(|| self.value(field, found))
-    }
-
-    fn vlsn(&mut self, field: &'static str) -> Result<Option<Vlsn>, WireError> {
-        match self.u64(field)? {
-            found if found > MAX_VLSN => Err(self.value(field, found)),
-            found => Ok(Vlsn::new(found)),
-        }
-    }
-
-    fn entry(&mut self, field: &'static str) -> Result<Vlsn, WireError> {
-        self.vlsn(field)?.ok_or_else(|| self.value(field, 0u8))
-    }
-
-    fn position(&mut self, field: &'static str) -> Result<Option<Position>, WireError> {
-        let (vlsn, term, crc) = (self.vlsn(field)?, self.u32(field)?, self.u32(field)?);
-        match vlsn {
-            Some(vlsn) => Ok(Some(Position { vlsn, term: Term::new(term), crc })),
-            None if term == 0 && crc == 0 => Ok(None),
-            None => Err(self.value(field, term.max(crc))),
-        }
-    }
-
-    fn text(&mut self, field: &'static str, limit: usize) -> Result<&'a str, WireError> {
-        let len = usize::from(self.u8(field)?);
-        if len > limit {
-            return Err(self.bad_text(field, len));
-        }
-        let bytes = self.bytes(len, field)?;
-        std::str::from_utf8(bytes).map_err(|_| self.bad_text(field, len))
-    }
-
-    fn node(&mut self, field: &'static str) -> Result<NodeId, WireError> {
-        let text = self.text(field, NodeId::MAX_LEN)?;
-        NodeId::new(text).map_err(|_| self.bad_text(field, text.len()))
-    }
-
-    fn history(&mut self) -> Result<Vec<TermSpan>, WireError> {
-        let count = self.u32("history")?;
-        if count as usize > MAX_SPANS {
-            return Err(self.value("history", count));
-        }
-        let mut bytes = self.bytes(count as usize * SPAN_LEN, "history")?;
-        std::mem::swap(&mut self.rest, &mut bytes);
-        let mut history: Vec<TermSpan> = Vec::with_capacity(count as usize);
-        for _ in 0..count {
-            let span =
-                TermSpan { term: Term::new(self.u32("history.term")?), first: self.entry("history.first")? };
-            if history.last().is_some_and(|last| span.term <= last.term || span.first <= last.first) {
-                return Err(self.value("history.first", span.first.get()));
-            }
-            history.push(span);
-        }
-        self.rest = bytes;
-        Ok(history)
-    }
 }

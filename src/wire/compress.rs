@@ -6,7 +6,8 @@
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
-use super::codec::{ENTRIES_HEAD_LEN, Take, entries_prefix, payload_len, take_entries_head};
+use super::codec::{ENTRIES_HEAD_LEN, entries_prefix, payload_len, take_entries_head};
+use super::fields::Take;
 use super::frame::{ENTRIES_PREFIX_LEN, FrameHeader, HEADER_LEN, MessageType, check_len, payload_crc};
 use super::message::{EntriesHead, WireError};
 use crate::ids::Term;

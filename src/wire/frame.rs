@@ -159,6 +159,26 @@ message_types! {
     Fence = 14,
     /// The sender ends the connection.
     Bye = 15,
+    /// A candidate asks for a vote.
+    Vote = 16,
+    /// Answers it.
+    VoteReply = 17,
+    /// A master tells that it leads.
+    Announce = 18,
+    /// Asks what a node has of a range that is in doubt elsewhere.
+    Survey = 19,
+    /// Answers it.
+    SurveyReply = 20,
+    /// The master asks a replica to stand for election at once.
+    Stand = 21,
+    /// An operator's order.
+    Control = 22,
+    /// Answers it.
+    ControlReply = 23,
+    /// A request to the embedder's own service.
+    Request = 24,
+    /// Answers it.
+    Response = 25,
 }
 
 impl MessageType {

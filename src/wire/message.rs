@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};
-use crate::members::{Health, Role};
+use crate::members::{Health, Role, Standing};
 use crate::wire::frame::{FrameError, MessageType};
+pub use crate::wire::group::*;
 
 /// The longest region, slot name or other short text of a peer, in bytes.
 pub const MAX_TEXT: usize = 64;
@@ -141,6 +142,10 @@ pub struct Hello {
     pub max_frame: u32,
     /// The last entry of its log.
     pub last: Option<Position>,
+    /// Whether its directory holds what it acknowledged.
+    pub standing: Standing,
+    /// Where it listens.
+    pub address: Option<Address>,
 }
 
 /// The listener takes the replica in.
@@ -160,6 +165,8 @@ pub struct Welcome {
     pub max_frame: u32,
     /// How often the listener speaks when it has nothing to say. In whole microseconds on the wire.
     pub heartbeat: Duration,
+    /// By what right it feeds.
+    pub feed: Feed,
 }
 
 /// The listener refuses the connection.
@@ -352,6 +359,8 @@ pub struct HeartbeatReply {
     pub clock: u64,
     /// How the replica fares.
     pub health: Health,
+    /// Whether its directory holds what it acknowledged.
+    pub standing: Standing,
 }
 
 /// The sender ends the connection in good order.
@@ -359,35 +368,6 @@ pub struct HeartbeatReply {
 pub struct Bye {
     /// Why.
     pub reason: ByeReason,
-}
-
-macro_rules! reasons {
-    ($(#[$about:meta])* $type:ident { $($(#[$doc:meta])* $name:ident = $number:literal $text:literal,)* }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        pub enum $type { $($(#[$doc])* $name,)* }
-
-        impl $type {
-            /// Every reason there is.
-            pub const ALL: &'static [$type] = &[$($type::$name,)*];
-
-            /// The number that stands in the message.
-            pub const fn number(self) -> u8 {
-                match self { $($type::$name => $number,)* }
-            }
-
-            /// The reason with this number.
-            pub const fn from_number(number: u8) -> Option<$type> {
-                match number { $($number => Some($type::$name),)* _ => None }
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(match self { $($type::$name => $text,)* })
-            }
-        }
-    };
 }
 
 reasons! {
@@ -480,6 +460,17 @@ pub enum Message<'a> {
     /// There is a newer term: that of the frame's header.
     Fence,
     Bye(Bye),
+    Vote(Vote),
+    VoteReply(VoteReply),
+    Announce(Announce),
+    Survey(Survey),
+    SurveyReply(SurveyReply),
+    /// Stand for election at once: the master hands over.
+    Stand,
+    Control(Control),
+    ControlReply(ControlReply),
+    Request(Request<'a>),
+    Response(Response<'a>),
 }
 
 impl Message<'_> {
@@ -501,6 +492,16 @@ impl Message<'_> {
             Message::HeartbeatReply(_) => MessageType::HeartbeatReply,
             Message::Fence => MessageType::Fence,
             Message::Bye(_) => MessageType::Bye,
+            Message::Vote(_) => MessageType::Vote,
+            Message::VoteReply(_) => MessageType::VoteReply,
+            Message::Announce(_) => MessageType::Announce,
+            Message::Survey(_) => MessageType::Survey,
+            Message::SurveyReply(_) => MessageType::SurveyReply,
+            Message::Stand => MessageType::Stand,
+            Message::Control(_) => MessageType::Control,
+            Message::ControlReply(_) => MessageType::ControlReply,
+            Message::Request(_) => MessageType::Request,
+            Message::Response(_) => MessageType::Response,
         }
     }
 }

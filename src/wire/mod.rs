@@ -1,9 +1,15 @@
 //! Frames and messages: the bytes between nodes. docs/protocol.md describes them for other implementations.
 
+#[macro_use]
+mod reasons;
+
 mod codec;
+mod codec_group;
 #[cfg_attr(not(feature = "lz4"), path = "plain.rs")]
 pub mod compress;
+mod fields;
 pub mod frame;
+pub mod group;
 pub mod message;
 
 pub use codec::{ENTRIES_HEAD_LEN, encode_entries_head};

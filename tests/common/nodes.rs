@@ -314,5 +314,10 @@ impl Bare {
 /// The hello of a node of the group.
 pub fn hello(config: Config) -> Hello {
     let own = Identity { incarnation: 77, session: 78 };
-    handshake::hello(&config.check().unwrap(), own, None)
+    handshake::hello(
+        &config.check().unwrap(),
+        own,
+        quorate::members::Standing::Full { since: Term::NONE },
+        None,
+    )
 }
