@@ -3,6 +3,7 @@
 //! The replica sends [`Hello`]; the master answers [`Welcome`] or [`Reject`](crate::wire::message::Reject). Both halves
 //! are functions of the message and of what their side knows.
 
+use crate::ballot::HIGHEST_TERM;
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
 use crate::members::{Member, Standing};
@@ -123,9 +124,6 @@ pub enum WelcomeError {
     },
 }
 
-/// Half of all terms: a change of master every second takes 68 years to get there.
-const HIGHEST_TERM: u32 = u32::MAX / 2;
-
 /// Whether the replica accepts the welcome of the master of `theirs`, having seen terms up to `ours`.
 ///
 /// # Errors
@@ -148,7 +146,7 @@ pub fn judge_welcome(
     {
         return Err(WelcomeError::NotOffered);
     }
-    if theirs.get() > HIGHEST_TERM {
+    if theirs > HIGHEST_TERM {
         return Err(WelcomeError::AbsurdTerm { theirs });
     }
     if theirs < ours || theirs == Term::NONE {

@@ -130,6 +130,8 @@ pub struct Member {
     pub admission: Admission,
     /// Where it listens; `None` in a group whose channels are handed over.
     pub address: Option<Address>,
+    /// Who is preferred as master among those who may win: the highest. Default 100; 0 leads only while nobody else can.
+    pub priority: u8,
     /// Where it stands, for region-aware quorums: any text of up to 64 bytes; empty if regions are not used.
     pub region: String,
 }
@@ -137,7 +139,14 @@ pub struct Member {
 impl Member {
     /// A full electable member in no region, without an address.
     pub fn electable(id: NodeId) -> Member {
-        Member { id, role: Role::Electable, admission: Admission::Full, address: None, region: String::new() }
+        Member {
+            id,
+            role: Role::Electable,
+            admission: Admission::Full,
+            address: None,
+            priority: 100,
+            region: String::new(),
+        }
     }
 
     /// Whether it votes and its acknowledgements count.
@@ -202,6 +211,11 @@ impl Members {
             return Err(BadMembers::NoVoter);
         }
         Ok(Members(list))
+    }
+
+    /// The list of a node that has yet to learn who belongs to its group: nobody.
+    pub fn unknown() -> Members {
+        Members(Vec::new())
     }
 
     /// The member of this name.

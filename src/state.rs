@@ -237,7 +237,23 @@ impl StateFile {
     /// # Errors
     /// [`StateError::Io`]; every later store then fails with `Poisoned`, since a failed sync proves nothing either way.
     pub fn store(&self, state: State) -> Result<(), StateError> {
+        self.write(&mut self.inner.lock(), state)
+    }
+
+    /// Stores what `change` makes of the state, and does nothing if that is the same. Nobody else stores in between.
+    ///
+    /// # Errors
+    /// As [`store`](StateFile::store).
+    pub fn update(&self, change: impl FnOnce(State) -> State) -> Result<(), StateError> {
         let mut inner = self.inner.lock();
+        let state = change(inner.state.clone());
+        if state == inner.state && !inner.failed {
+            return Ok(());
+        }
+        self.write(&mut inner, state)
+    }
+
+    fn write(&self, inner: &mut Inner, state: State) -> Result<(), StateError> {
         if inner.failed {
             return Err(StateError::Poisoned { path: self.path.clone() });
         }

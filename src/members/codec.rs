@@ -47,7 +47,7 @@ impl Members {
                 Admission::Learner => 0,
                 Admission::Full => 1,
             };
-            out.extend([member.role.number(), admission]);
+            out.extend([member.role.number(), admission, member.priority]);
             let address = member.address.as_ref().map_or(String::new(), ToString::to_string);
             for text in [member.id.as_str(), &member.region, &address] {
                 out.push(text.len() as u8);
@@ -86,13 +86,14 @@ fn take(from: &mut Cursor<&[u8]>) -> Option<Result<Vec<Member>, BadMembership>> 
             1 => Admission::Full,
             _ => return None,
         };
+        let priority = from.read_u8().ok()?;
         let id = NodeId::new(&text(from)?).ok()?;
         let region = text(from)?;
         let address = match text(from)? {
             none if none.is_empty() => None,
             some => Some(some.parse().ok()?),
         };
-        list.push(Member { id, role, admission, address, region });
+        list.push(Member { id, role, admission, address, priority, region });
     }
     Some(Ok(list))
 }
@@ -113,7 +114,7 @@ mod tests {
         let id = |name| NodeId::new(name).unwrap();
         let list = vec![
             Member { address: Some("127.0.0.1:7001".parse().unwrap()), ..Member::electable(id("a")) },
-            Member { role: Role::Arbiter, region: "west".into(), ..Member::electable(id("b")) },
+            Member { role: Role::Arbiter, priority: 0, region: "west".into(), ..Member::electable(id("b")) },
             Member { admission: Admission::Learner, ..Member::electable(id("c")) },
         ];
         let members = Members::new(list).unwrap();

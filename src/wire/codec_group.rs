@@ -265,6 +265,7 @@ fn take_health(take: &mut Take<'_>) -> Result<Option<Health>, WireError> {
 fn put_member(member: &Member, put: &mut Put<'_>) {
     put.u8(member.role.number());
     put.u8(u8::from(member.admission == Admission::Full));
+    put.u8(member.priority);
     put.text(member.id.as_str(), NodeId::MAX_LEN);
     put.text(&member.region, MAX_TEXT);
     put.address(member.address.as_ref());
@@ -278,6 +279,7 @@ fn take_member(take: &mut Take<'_>) -> Result<Member, WireError> {
             1 => Admission::Full,
             other => return Err(take.value("member.admission", other)),
         },
+        priority: take.u8("member.priority")?,
         id: take.node("member.id")?,
         region: take.text("member.region", MAX_TEXT)?.to_owned(),
         address: take.address("member.address")?,
