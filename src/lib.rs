@@ -139,7 +139,12 @@ pub use ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};
 pub use log::Log;
 pub use log::scanner::LogScanner;
 pub use members::{Health, Member, Members, Role};
-pub use node::{Answer, Host, Master, NodeError, Replica, TokenError, WriteError, WriteRefused};
+pub use members::{Admission, Change, Standing};
+pub use node::{
+    Answer, ChangeRefused, Event, Host, Master, Node, NodeConfig, NodeError, ReadError, Replica, Service, TokenError,
+    TransferError, WriteError, WriteRefused,
+};
+pub use wire::group::{NodeStatus, Part};
 pub use policy::{Level, Outcome, Policy, Quorum, Token};
 pub use progress::Positions;
 pub use replica::{FollowError, ReplicaState};
