@@ -67,7 +67,9 @@ impl Doubt {
 impl Shared {
     /// While the log's end is in doubt and no master settles it: asks the voters, and goes by what they say.
     pub fn resolve_doubt(self: &Arc<Shared>, now: Deadline) -> Result<Deadline, Stop> {
-        let Standing::Doubtful { .. } = self.election.state().state().standing else { return Ok(Deadline::NEVER) };
+        let Standing::Doubtful { .. } = self.election.state().state().standing else {
+            return Ok(Deadline::NEVER);
+        };
         let mut doubt = self.doubt.lock();
         if let Some(next) = doubt.next.filter(|next| now < *next) {
             return Ok(next);
@@ -93,11 +95,8 @@ impl Shared {
         doubt.asking.retain(|one| !one.has_ended());
         for member in members.voters().filter(|member| member.id != self.own.id) {
             let Some(to) = member.address.clone() else { continue };
-            let message = Message::Survey(Survey {
-                group: self.core.config.group,
-                node: self.own.id.clone(),
-                after,
-            });
+            let message =
+                Message::Survey(Survey { group: self.core.config.group, node: self.own.id.clone(), after });
             let node = Arc::downgrade(self);
             let on_answer: OnAnswer = Box::new(move |_term, message, channel| {
                 let Some(node) = node.upgrade() else { return Next::Done };

@@ -15,7 +15,7 @@ use crate::election::{Builtin, Coordinator, Election, ElectionWorker, Housekeepi
 use crate::engine::{Engine, EngineError};
 use crate::entry::{Entries, NewEntry};
 use crate::ids::{NodeId, Position, Term, Vlsn, VlsnRange};
-use crate::log::{DoubtfulTail, OpenError, PruneError, Pruned};
+use crate::log::{PruneError, Pruned};
 use crate::members::{Change, Member, Members, Role, Roll, Standing};
 use crate::node::core::{Answer, Core, Founding, Host, NodeError, TokenError};
 use crate::node::group::{Shared, Ties};

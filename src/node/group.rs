@@ -156,7 +156,12 @@ impl Shared {
     }
 
     /// The master told that it leads.
-    pub fn announced(&self, term: Term, master: &NodeId, address: Option<&Address>) -> Result<(), EnterError> {
+    pub fn announced(
+        &self,
+        term: Term,
+        master: &NodeId,
+        address: Option<&Address>,
+    ) -> Result<(), EnterError> {
         let known = self.election.master().as_ref() == Some(master) && self.election.term() == term;
         self.election.enter(term, master)?;
         if !known {

@@ -229,12 +229,13 @@ impl Shared {
             return Deadline::NEVER;
         }
         let heir = self.heirs(&lead).into_iter().find(|heir| heir.id == handover.to);
-        let ready = heir.is_some_and(|heir| {
-            heir.positions.durable == self.core.log.last().map(|last| last.vlsn)
-        });
+        let ready =
+            heir.is_some_and(|heir| heir.positions.durable == self.core.log.last().map(|last| last.vlsn));
         let again = self.core.config.heartbeat * 3;
         let mut state = handover.state.lock();
-        if ready && state.asked.is_none_or(|asked| now >= asked + again) && lead.feeders.ask_to_stand(&handover.to)
+        if ready
+            && state.asked.is_none_or(|asked| now >= asked + again)
+            && lead.feeders.ask_to_stand(&handover.to)
         {
             state.asked = Some(now);
         }
@@ -274,7 +275,8 @@ impl Shared {
         }
         let own = members.find(&self.own.id).map_or(0, |own| own.priority);
         if own == 0 && self.handover.lock().as_ref().is_none_or(|one| now > one.until + GIVE_WAY_AGAIN) {
-            let better = |heir: &ReplicaStats| members.find(&heir.id).is_some_and(|member| member.priority > 0);
+            let better =
+                |heir: &ReplicaStats| members.find(&heir.id).is_some_and(|member| member.priority > 0);
             if let Some(heir) = self.heirs(&lead).into_iter().find(better)
                 && let Err(error) = self.transfer(Some(&heir.id), GIVE_WAY_AGAIN)
             {

@@ -3,28 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-
 use crate::address::Address;
 use crate::channel::Channel;
-use crate::clock::{Stopwatch, Wait};
-use crate::commit::{CommitError, CommitGates, Mastership, Refused, Ticket};
+use crate::clock::Wait;
+use crate::commit::{CommitError, Ticket};
 use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
-use crate::entry::{EntryKind, NewEntry};
-use crate::feeder::{Committing, Feeders, Feeding, Others, ReplicaStats};
-use crate::histogram::Histogram;
+use crate::entry::NewEntry;
+use crate::feeder::{Feeding, ReplicaStats};
 use crate::ids::{NodeId, Position, Term, TermSpan, Vlsn};
-use crate::log::{AppendError, DoubtfulTail, FlushError, PruneError, Pruned};
-use crate::members::Health;
+use crate::log::{DoubtfulTail, PruneError, Pruned};
+use crate::members::Roll;
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::node::dispatch::Dispatch;
-use crate::node::source::NodeSource;
+use crate::node::lead::{Lead, WriteError, WriteRefused, open_term};
 use crate::planted::{Bug, active};
-use crate::policy::{Level, Outcome, Policy, Token};
+use crate::policy::{Outcome, Policy, Token};
 use crate::progress::Positions;
 use crate::stats::Stats;
-use crate::worker::Stop;
 
 /// A group's fixed master.
 ///
@@ -60,7 +56,7 @@ impl Master {
         let term =
             if active(Bug::RestartResumesTerm) && before != Term::NONE { before } else { before.next() };
         unstarted.state.store(unstarted.state.state().in_term(term))?;
-        let opening = lead::open_term(&unstarted.core, term)?;
+        let opening = open_term(&unstarted.core, term)?;
         log::info!(
             "{own} is master in term {term} from VLSN {}; the log opened {:?}",
             opening.start,
@@ -83,13 +79,7 @@ impl Master {
         })));
         let applied = feeders.downgrade();
         core.apply.on_advance(Some(Arc::new(move || applied.own_progress())));
-        let mut master = Master {
-            core,
-            lead,
-            address: None,
-            closer: None,
-            closed: AtomicBool::new(false),
-        };
+        let mut master = Master { core, lead, address: None, closer: None, closed: AtomicBool::new(false) };
         if let Some(at) = master.core.config.listen.clone() {
             let listener = master.core.host.runtime.listen(&at);
             let listener = listener.map_err(|error| NodeError::Listen { at, kind: error.kind() })?;
@@ -103,7 +93,7 @@ impl Master {
 
     /// Serves a connected replica; for transports of the embedder's own. Returns at once.
     pub fn accept(&self, channel: Arc<dyn Channel>) {
-        self.lead.feeders.accept(channel);
+        self.lead.feeders.accept(channel, None);
     }
 
     /// Where replicas can dial; `None` if the configuration names no address to listen at.

@@ -93,7 +93,9 @@ impl Shared {
             }
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
-                refused(&format!("term {term} is not the present one of a node that could do this: it is {ours}"))
+                refused(&format!(
+                    "term {term} is not the present one of a node that could do this: it is {ours}"
+                ))
             }
         }
     }
@@ -126,7 +128,11 @@ impl Shared {
             let (known, own) = (member(&one.id), one.id == self.own.id);
             MemberStatus {
                 member: one.clone(),
-                positions: if own { ack(positions) } else { known.map_or(Ack::default(), |k| ack(k.positions)) },
+                positions: if own {
+                    ack(positions)
+                } else {
+                    known.map_or(Ack::default(), |k| ack(k.positions))
+                },
                 health: if own { Some(health) } else { known.map(|known| known.health) },
                 last_seen: known.and_then(|known| known.last_seen),
             }

@@ -14,7 +14,8 @@ use crate::node::group::{Shared, refuse};
 use crate::runtime::Running;
 use crate::wire::encode_entries_head;
 use crate::wire::message::{
-    Control, EntriesHead, EntryRequest, Message, Nack, NackReason, RejectReason, Response, Survey, SurveyReply,
+    Control, EntriesHead, EntryRequest, Message, Nack, NackReason, RejectReason, Response, Survey,
+    SurveyReply,
 };
 use crate::worker::{Step, Stop, Worker};
 

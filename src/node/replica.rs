@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::address::Address;
 use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
-use crate::address::Address;
 use crate::ids::{NodeId, Position, Term, Vlsn};
 use crate::log::{DoubtfulTail, Truncated};
 use crate::members::{Member, Roll};

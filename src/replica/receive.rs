@@ -121,6 +121,7 @@ impl Receive {
         let last = shared.log.last();
         if !line.send(&Message::Hello(handshake::hello(
             &shared.config,
+            &shared.own,
             shared.identity,
             shared.state.state().standing,
             last,
@@ -437,11 +438,17 @@ impl Session {
         // An arbiter is told of what is committed only once that is of the master's own term; as this node counted for
         // nothing until then, it was committed without it.
         let standing = match before.standing {
-            Standing::Newcomer if news && heartbeat.committed.is_some() => Standing::Full { since: before.term },
+            Standing::Newcomer if news && heartbeat.committed.is_some() => {
+                Standing::Full { since: before.term }
+            }
             standing => standing,
         };
         if (news || standing != before.standing) && !active(Bug::ArbiterAcksBeforePersisting) {
-            shared.state.update(|state| State { mark: if news { told } else { state.mark }, standing, ..state })?;
+            shared.state.update(|state| State {
+                mark: if news { told } else { state.mark },
+                standing,
+                ..state
+            })?;
         }
         let Talk::Marks(line) = &mut self.talk else {
             unreachable!("a mark is taken in an arbiter's stream")
