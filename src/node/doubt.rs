@@ -154,9 +154,7 @@ impl Shared {
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
             log.flush(summary.last.vlsn, Wait::Now)?;
-            if summary.memberships {
-                self.reload_members();
-            }
+            self.reload_members();
             let from = summary.last.vlsn.next();
             self.election.state().update(|mut state| {
                 if let Standing::Doubtful { .. } = state.standing {

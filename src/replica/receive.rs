@@ -338,7 +338,9 @@ impl Session {
         shared.counters.bytes_received.add(run.len() as u64);
         self.last = Some(summary.last);
         self.unacked += run.len();
-        if summary.memberships {
+        let membership =
+            |entry: crate::entry::EntryRef<'_>| entry.header().kind == crate::entry::EntryKind::MEMBERSHIP;
+        if crate::entry::Entries::new(run, summary.range).iter().any(membership) {
             shared.guide.members_changed();
         }
         shared.acks.want(head.durable_wanted, head.applied_wanted);
