@@ -340,7 +340,7 @@ impl Session {
         self.unacked += run.len();
         let membership =
             |entry: crate::entry::EntryRef<'_>| entry.header().kind == crate::entry::EntryKind::MEMBERSHIP;
-        if crate::entry::Entries::new(run, summary.range).iter().any(membership) {
+        if crate::entry::Entries::new(summary.range, &[run]).iter().any(membership) {
             shared.guide.members_changed();
         }
         shared.acks.want(head.durable_wanted, head.applied_wanted);
