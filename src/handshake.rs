@@ -5,7 +5,7 @@
 
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
-use crate::members::{Member, Standing};
+use crate::members::{Member, Members, Standing};
 use crate::wire::frame::VERSION;
 use crate::wire::message::{Capabilities, Feed, Hello, RejectReason, Welcome};
 
@@ -49,14 +49,16 @@ fn capabilities(config: &CheckedConfig) -> Capabilities {
     }
 }
 
-/// The master's answer to a hello.
+/// The answer to a hello of the master, or of a replica that passes on what it has, by the member list in force.
 ///
 /// # Errors
 /// The reason to refuse, as the replica is told it.
 pub fn judge_hello(
     config: &CheckedConfig,
+    members: &Members,
     own: Identity,
     term: Term,
+    feed: Feed,
     hello: &Hello,
 ) -> Result<Welcome, RejectReason> {
     if hello.group != config.group {
@@ -69,7 +71,7 @@ pub fn judge_hello(
     if hello.node == config.node {
         return Err(RejectReason::OwnName);
     }
-    let Some(member) = config.members.find(&hello.node) else {
+    let Some(member) = members.find(&hello.node) else {
         return Err(RejectReason::UnknownNode);
     };
     if member.role != hello.role || member.region != hello.region {
@@ -86,7 +88,7 @@ pub fn judge_hello(
         capabilities: hello.capabilities.intersection(capabilities(config)),
         max_frame: hello.max_frame.min(config.max_frame),
         heartbeat: config.heartbeat,
-        feed: Feed::Leads,
+        feed,
     })
 }
 
@@ -124,7 +126,7 @@ pub enum WelcomeError {
 }
 
 /// Half of all terms: a change of master every second takes 68 years to get there.
-const HIGHEST_TERM: u32 = u32::MAX / 2;
+pub(crate) const HIGHEST_TERM: u32 = u32::MAX / 2;
 
 /// Whether the replica accepts the welcome of the master of `theirs`, having seen terms up to `ours`.
 ///
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::ids::{GroupId, NodeId, Vlsn};
-    use crate::members::{Members, Role};
+    use crate::members::{Change, Role};
 
     fn config(node: &str) -> CheckedConfig {
         let id = |name| NodeId::new(name).unwrap();
@@ -177,7 +179,24 @@ mod tests {
     fn judge(change: impl FnOnce(&mut Hello)) -> Result<Welcome, RejectReason> {
         let mut hello = hello(&config("r"), OWN, Standing::Full { since: Term::NONE }, None);
         change(&mut hello);
-        judge_hello(&config("m"), OWN, Term::new(3), &hello)
+        let config = config("m");
+        judge_hello(&config, &config.members, OWN, Term::new(3), Feed::Leads, &hello)
+    }
+
+    #[test]
+    fn the_list_in_force_decides_and_not_the_configuration() {
+        let config = config("m");
+        let hello = hello(&self::config("r"), OWN, Standing::Newcomer, None);
+        let judged = |list: &Members| judge_hello(&config, list, OWN, Term::new(3), Feed::Follows, &hello);
+        let r = NodeId::new("r").unwrap();
+        let without = config.members.changed(&Change::Remove(r.clone())).unwrap();
+        assert_eq!(judged(&without), Err(RejectReason::UnknownNode));
+        // A learner is taken in as what it will be, even before its standing counts.
+        let learner = without.changed(&Change::Add(Member::electable(r.clone()))).unwrap();
+        assert_eq!(judged(&learner).map(|welcome| welcome.feed), Ok(Feed::Follows));
+        let other = Member { role: Role::Secondary, ..Member::electable(r) };
+        let other = without.changed(&Change::Add(other)).unwrap();
+        assert_eq!(judged(&other), Err(RejectReason::MemberDiffers));
     }
 
     #[test]

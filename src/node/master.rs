@@ -16,7 +16,7 @@ use crate::feeder::{Committing, Feeders, Feeding, Others, ReplicaStats};
 use crate::histogram::Histogram;
 use crate::ids::{NodeId, Position, Term, TermSpan, Vlsn};
 use crate::log::{AppendError, DoubtfulTail, FlushError, PruneError, Pruned};
-use crate::members::Health;
+use crate::members::{Health, Roll};
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::node::dispatch::Dispatch;
 use crate::node::source::NodeSource;
@@ -112,6 +112,7 @@ impl Master {
         let feeders = Feeders::new(
             Arc::clone(&core.config),
             core.identity,
+            Arc::new(Roll::new(core.config.members.clone())),
             source,
             Arc::clone(&core.host.runtime),
             Arc::new(gates),
@@ -153,7 +154,7 @@ impl Master {
 
     /// Serves a connected replica; for transports of the embedder's own. Returns at once.
     pub fn accept(&self, channel: Arc<dyn Channel>) {
-        self.feeders.accept(channel);
+        self.feeders.accept(channel, None);
     }
 
     /// Where replicas can dial; `None` if the configuration names no address to listen at.
