@@ -412,8 +412,7 @@ impl Node {
             return Ok(Outcome::Committed);
         }
         let rule = ticket.policy.rule().unwrap_or(crate::policy::Rule::COMMITTED);
-        let voters = self.shared.roll.members().voters().count();
-        let needed = crate::quorum::needed(rule.quorum, voters);
+        let needed = self.shared.roll.members().voters().count() / 2 + 1;
         Err(CommitError::Deposed(Undecided { token: ticket.token, rule, acked_by: Vec::new(), needed }))
     }
 
@@ -670,7 +669,7 @@ impl Shared {
     /// Joins the threads of what has ended.
     fn reap(&self) {
         let retired = std::mem::take(&mut *self.retired.lock());
-        retired.iter().for_each(crate::feeder::Feeders::close);
+        retired.iter().for_each(super::group::Retired::join);
     }
 }
 
