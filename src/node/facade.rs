@@ -257,7 +257,7 @@ impl Node {
             own: own.clone(),
             seeds: config.seeds.clone(),
             fed_by: config.base.upstream.clone(),
-            founders: config.base.members.clone(),
+            founders: founders(&config.base.members, &own),
             roll: Arc::new(Roll::new(Members::unknown())),
             election: Arc::clone(&election),
             acks: Arc::clone(&acks),
@@ -656,6 +656,12 @@ impl Node {
         }
         node.core.close(wait);
     }
+}
+
+/// The founders, this one as it says itself.
+fn founders(listed: &Members, own: &Member) -> Members {
+    let list = listed.iter().map(|one| if one.id == own.id { own.clone() } else { one.clone() });
+    Members::new(list.collect()).unwrap_or_else(|_| listed.clone())
 }
 
 impl Drop for Node {
