@@ -146,6 +146,7 @@ impl Group {
         let runtime = Host::machine().runtime;
         let channel = runtime.dial(to, patience())?.ok_or("the master did not answer")?;
         let own = Identity { incarnation: runtime.random(), session: runtime.random() };
+        let me = quorate::Member::electable(config.node.clone());
         let term = self.master.term();
         let mut buffer = ReceiveBuffer::new();
         let mut scratch = Vec::new();
@@ -153,7 +154,7 @@ impl Group {
         let syncup = Syncup { last: None, committed: None, history: Vec::new() };
         let standing = Standing::Full { since: Term::NONE };
         let words = [
-            Message::Hello(hello(&config, own, standing, None)),
+            Message::Hello(hello(&config, &me, own, standing, None)),
             Message::Syncup(syncup),
             Message::Ack(nothing),
         ];
