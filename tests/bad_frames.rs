@@ -516,10 +516,12 @@ fn health() -> impl Strategy<Value = Health> {
 }
 
 fn member() -> impl Strategy<Value = Member> {
-    (node(), role(), any::<bool>(), "\\PC{0,16}", address()).prop_map(|(id, role, full, region, address)| {
-        let admission = if full { Admission::Full } else { Admission::Learner };
-        Member { id, role, admission, address, region }
-    })
+    (node(), role(), any::<bool>(), any::<u8>(), "\\PC{0,16}", address()).prop_map(
+        |(id, role, full, priority, region, address)| {
+            let admission = if full { Admission::Full } else { Admission::Learner };
+            Member { id, role, admission, address, priority, region }
+        },
+    )
 }
 
 /// Times that are whole milliseconds.

@@ -46,7 +46,11 @@ impl NodeConfig {
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    /// Checks what stands here beside `base`, against bounds and against each other. Opening a node does it too.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the first field that does not fit.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let (timeout, beat) = (self.election_timeout, self.base.heartbeat);
         if timeout < beat * 3 || timeout > Duration::from_secs(60) {
             return Err(ConfigError::OutOfBounds {
