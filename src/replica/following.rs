@@ -221,7 +221,8 @@ impl Following {
     }
 
     /// A directory that was new or doubtful holds what the group may have counted on once an entry of the master's own
-    /// term is committed and flushed here: as this node counted for nothing until now, it was committed without it.
+    /// term is committed and flushed here. `committed` is what a heartbeat told: to a newcomer the master tells it only
+    /// when a majority without this node is known to follow its term.
     pub(super) fn admit(&self, term: Term, committed: Option<Vlsn>) -> Result<(), FollowError> {
         let Some(committed) = committed else { return Ok(()) };
         if self.state.state().standing.counts() || self.log.life().flushed.get() < committed.get() {
