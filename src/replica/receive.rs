@@ -240,7 +240,7 @@ impl Session {
             }
             return Err(error.into());
         }
-        shared.guide.enter(term, &welcome.node, welcome.feed)?;
+        shared.enter(term, &welcome.node, welcome.feed)?;
         self.term = term;
         self.feed = welcome.feed;
         line.set_term(term);
