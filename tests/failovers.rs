@@ -17,8 +17,8 @@ use quorate::clock::Wait;
 use quorate::disk::Disk;
 use quorate::ids::VlsnRange;
 use quorate::{
-    Answer, Change, ChangeRefused, CommitError, Event, Outcome, Part, Policy, ReadError, Standing, TokenError,
-    TransferError, WriteRefused,
+    Answer, Change, ChangeRefused, CommitError, Event, Outcome, Part, Policy, ReadError, Standing,
+    TokenError, TransferError, WriteRefused,
 };
 use stage::{BEAT, Stage, TIMEOUT};
 
@@ -129,7 +129,9 @@ fn two_quick_changes_of_master_leave_one_history() {
         stage.isolate(first);
         let stale = stage.append(first, b"first", Policy::Async);
         let rest = others(first);
-        stage.until("a second master", || stage.leader_of(&rest).is_some_and(|at| stage.node(at).leads() > term));
+        stage.until("a second master", || {
+            stage.leader_of(&rest).is_some_and(|at| stage.node(at).leads() > term)
+        });
         let second = stage.leader_of(&rest).unwrap();
         let third = *rest.iter().find(|at| **at != second).unwrap();
         // Nor does the second one's: at the same places of the log there is another term.
@@ -264,7 +266,11 @@ fn a_master_that_is_heard_and_hears_nobody_steps_down_and_one_that_is_not_heard_
         let before = stage.write(b"before");
         for other in others(old) {
             let (own, other) = (stage.actors[old].name, stage.actors[other].name);
-            if deaf { stage.sim.net().block(other, own) } else { stage.sim.net().block(own, other) };
+            if deaf {
+                stage.sim.net().block(other, own)
+            } else {
+                stage.sim.net().block(own, other)
+            };
         }
         let after = stage.write_among(&others(old), b"after");
         assert!(after.term > before.term, "deaf: {deaf}");
@@ -393,7 +399,10 @@ fn a_wiped_voter_is_not_counted_by_an_old_master_that_its_vote_has_replaced() {
         let heard = stage.sim.run_until(|| stage.node(wiped).master().is_some(), TIMEOUT);
         stage.run(TIMEOUT * 12);
         if let Ok(stale) = &stale {
-            assert!(!matches!(stage.node(old).poll(stale), Ok(Some(Outcome::Committed))), "seed {seed}: two histories");
+            assert!(
+                !matches!(stage.node(old).poll(stale), Ok(Some(Outcome::Committed))),
+                "seed {seed}: two histories"
+            );
         }
         assert_eq!(stage.node(wiped).standing(), Standing::Newcomer, "seed {seed}, heard {heard}");
         stage.sim.net().heal();

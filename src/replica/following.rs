@@ -106,7 +106,8 @@ pub(crate) struct Parts {
 
 impl Following {
     pub fn new(parts: Parts) -> Following {
-        let Parts { config, own, identity, log, apply, acks, counters, runtime, masters, state, guide } = parts;
+        let Parts { config, own, identity, log, apply, acks, counters, runtime, masters, state, guide } =
+            parts;
         Following {
             config,
             own,

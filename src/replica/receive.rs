@@ -439,7 +439,7 @@ impl Session {
         // A newcomer is told what is committed only once that is of the master's own term, and a majority without this
         // node is known to follow it.
         let standing = match before.standing {
-            Standing::Newcomer if news && heartbeat.committed.is_some() => {
+            Standing::Newcomer if told.vlsn.is_some() && heartbeat.committed.is_some() => {
                 Standing::Full { since: before.term }
             }
             standing => standing,
