@@ -98,6 +98,7 @@ pub mod commit;
 pub mod config;
 pub mod counters;
 pub mod disk;
+pub mod election;
 pub mod engine;
 pub mod entry;
 pub mod feeder;
