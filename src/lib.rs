@@ -138,10 +138,15 @@ pub use feeder::{FeederState, Feeding, ReplicaStats};
 pub use ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};
 pub use log::Log;
 pub use log::scanner::LogScanner;
+pub use members::{Admission, Change, Standing};
 pub use members::{Health, Member, Members, Role};
-pub use node::{Answer, Host, Master, NodeError, Replica, TokenError, WriteError, WriteRefused};
+pub use node::{
+    Answer, ChangeRefused, Event, Host, Master, Node, NodeConfig, NodeError, ReadError, Replica, Service,
+    TokenError, TransferError, WriteError, WriteRefused,
+};
 pub use policy::{Level, Outcome, Policy, Quorum, Token};
 pub use progress::Positions;
 pub use replica::{FollowError, ReplicaState};
 pub use stats::Stats;
 pub use watermark::Watermark;
+pub use wire::group::{NodeStatus, Part};

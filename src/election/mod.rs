@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use coordinator::{Advice, Builtin, Coordinator, Static, View};
-pub(crate) use worker::ElectionWorker;
+pub(crate) use worker::{ElectionWorker, Housekeeping};
 
 use crate::ballot::{self, Answer, HIGHEST_TERM, Heard, Promise, Voter};
 use crate::clock::{Clock, Deadline};

@@ -156,6 +156,14 @@ pub enum OpenError {
 /// Why entries were not appended, or staged entries not written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {
+    /// The term is over.
+    #[error("nothing was appended: term {term} is over, and this node is in term {fence} or later")]
+    Fenced {
+        /// The term of the entries.
+        term: crate::ids::Term,
+        /// The lowest that is taken.
+        fence: crate::ids::Term,
+    },
     /// There was nothing to append.
     #[error("there is no entry to append")]
     Empty,

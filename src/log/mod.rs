@@ -74,6 +74,8 @@ pub enum DoubtfulTail {
     Cut,
     /// Refuses to open.
     Refuse,
+    /// Refuses also an end with good entries behind it.
+    RefuseHoles,
 }
 
 impl LogConfig {
@@ -254,6 +256,39 @@ impl Log {
     /// All pins, in the order in which they were made.
     pub fn pins(&self) -> Vec<PinInfo> {
         self.core.pins()
+    }
+
+    /// From now on entries of lower terms are refused. Whoever appends in a term that is over is told so, and nothing of
+    /// it slips in behind what the next master sent.
+    pub fn fence(&self, term: Term) {
+        let mut stage = self.core.stage.lock();
+        stage.fence = stage.fence.max(term);
+    }
+
+    /// Where membership entries stand, ascending.
+    pub fn memberships(&self) -> Vec<Vlsn> {
+        let mut found = Vec::new();
+        let mut scanner = self.scanner();
+        let mut after = self.base().map(|base| base.vlsn);
+        while let Ok(Some(run)) = scanner.run(after, 10_000, 1 << 20) {
+            for entry in run.entries().iter() {
+                if entry.header().kind == crate::entry::EntryKind::MEMBERSHIP {
+                    found.extend(entry.header().vlsn);
+                }
+            }
+            after = Some(run.last.vlsn);
+        }
+        found
+    }
+
+    /// The payload of one entry.
+    ///
+    /// # Errors
+    /// [`ScanError`].
+    pub fn payload(&self, vlsn: Vlsn) -> Result<Vec<u8>, ScanError> {
+        let mut scanner = self.scanner();
+        let run = scanner.run(vlsn.previous(), 1, 0)?;
+        Ok(run.and_then(|run| run.entries().iter().next().map(|e| e.payload().to_vec())).unwrap_or_default())
     }
 
     /// Notes that the entries up to `vlsn` are committed, as far as the log has them; the next sync mark says so, and

@@ -313,7 +313,8 @@ fn cut_at(
         (false, _) => TailVerdict::Doubtful,
     };
     let refuses = place.config.doubtful == DoubtfulTail::Refuse && !cuts_anything;
-    if verdict == TailVerdict::Doubtful && refuses {
+    let holes = place.config.doubtful == DoubtfulTail::RefuseHoles && verdict != TailVerdict::Torn;
+    if (verdict == TailVerdict::Doubtful && refuses) || (holes && !cuts_anything) {
         return Err(OpenError::Doubtful { path, offset: flaw.offset, from: flaw.expected });
     }
     let saved = save(place, pieces, found, names)?;

@@ -60,6 +60,8 @@ pub(super) struct Stage {
     pub marked: (Option<Vlsn>, Option<Vlsn>),
     /// Where the log was durable to, after the last sync.
     pub synced: (Vlsn, u64),
+    /// The lowest term whose master may append here.
+    pub fence: Term,
 }
 
 /// Where the log ends: what recovery found.
@@ -90,6 +92,7 @@ impl Stage {
             flusher_sleeps: false,
             marked: end.marked,
             synced: (end.segment, end.offset),
+            fence: Term::NONE,
         }
     }
 
@@ -110,6 +113,11 @@ impl Stage {
             return Err(AppendError::TermFalls { given: term, last });
         }
         Ok(())
+    }
+
+    /// Whether a master of this term may append.
+    pub(super) fn unfenced(&self, term: Term) -> Result<(), AppendError> {
+        if term < self.fence { Err(AppendError::Fenced { term, fence: self.fence }) } else { Ok(()) }
     }
 
     /// Whether `len` more bytes of entries fit into the segment.

@@ -74,7 +74,9 @@ impl Core {
         *self.catalog.lock() = recovered.catalog;
         *flush = FlushSide::new(recovered.end.segment);
         *io = WriteSide::new(recovered.active, recovered.appender);
+        let fence = stage.fence;
         *stage = Stage::new(recovered.end, life);
+        stage.fence = fence;
         if !survives {
             old.end();
         }

@@ -120,6 +120,7 @@ impl Core {
         loop {
             let stage = self.stage.lock();
             stage.admit(term)?;
+            stage.unfenced(term)?;
             if !stage.stuck {
                 return Ok(stage);
             }
@@ -298,6 +299,7 @@ impl Core {
         let mut side = self.io.lock();
         self.write_staged(&mut side)?;
         let mut stage = self.admitted_by_writer(term)?;
+        stage.unfenced(term)?;
         let first = stage.next();
         for entry in entries {
             let staged = stage.bytes.len() + stage.events.len();

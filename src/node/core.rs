@@ -13,7 +13,8 @@ use crate::disk::{Disk, RealDisk};
 use crate::engine::{Engine, EngineError};
 use crate::handshake::Identity;
 use crate::ids::{Position, Term, Vlsn, number};
-use crate::log::{Log, LogConfig, OpenError, Opened};
+use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened};
+use crate::members::Standing;
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
 use crate::state::{State, StateError, StateFile};
@@ -97,6 +98,12 @@ pub enum NodeError {
     /// The first entry of the term could not be written.
     #[error("the term could not be opened in the log: {0}")]
     TermStart(#[from] crate::log::AppendError),
+    /// A group is founded in a directory that is a node's already.
+    #[error("{path} exists: this directory belongs to a node already; open it instead of founding a group", path = path.display())]
+    Founded {
+        /// The node's small state.
+        path: std::path::PathBuf,
+    },
     /// A node that is to lead is no voter.
     #[error("{0} is not electable and can't be master")]
     NotElectable(crate::ids::NodeId),
@@ -136,6 +143,19 @@ pub enum TokenError {
     /// The node is closing or stopped.
     #[error("the node has stopped")]
     Stopped,
+}
+
+/// How a directory that is not there yet is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Founding {
+    /// Whatever its node acknowledges from now on is all that it ever did: a fixed part in a group, or a founder's.
+    Fixed,
+    /// As the directory of a founder, and it must not exist.
+    Found,
+    /// As that of a newcomer, if it does not exist.
+    Join,
+    /// Not at all.
+    Open,
 }
 
 /// As many reasons are kept.
@@ -218,46 +238,57 @@ impl Core {
     pub fn open(
         config: Config,
         host: Host,
-        mut engine: Box<dyn Engine>,
+        engine: Box<dyn Engine>,
         doubtful: crate::log::DoubtfulTail,
     ) -> Result<Unstarted, NodeError> {
         let config = Arc::new(config.check()?);
-        let clock = host.runtime.clock();
-        let io = |error: std::io::Error| NodeError::Io { path: config.dir.clone(), kind: error.kind() };
-        host.disk.create_dir(&config.dir).map_err(io)?;
-        let log_config = LogConfig {
-            dir: config.dir.join("log"),
-            group: config.group,
-            segment_bytes: config.segment_bytes,
-            max_payload: config.max_payload,
-            lazy_flush: config.lazy_flush,
-            doubtful,
-        };
-        // The log's lock covers the whole directory.
-        let (log, opened) = Log::open(Arc::clone(&host.disk), Arc::clone(&clock), log_config)?;
+        let (log, opened) = open_log(&config, &host, doubtful)?;
+        let state = open_state(&config, &host, &log, Founding::Fixed)?;
+        Core::assemble(config, host, engine, state, log, opened)
+    }
+
+    /// Opens the directory of a node whose part may change. If the log's end is in doubt, that is noted durably before
+    /// anything is cut.
+    pub fn open_in_group(
+        config: Config,
+        host: Host,
+        engine: Box<dyn Engine>,
+        founding: Founding,
+    ) -> Result<Unstarted, NodeError> {
+        let config = Arc::new(config.check()?);
         let path = config.dir.join("state");
-        let incarnation = host.runtime.random();
-        let (group, node) = (config.group, config.node.clone());
-        let state = match StateFile::open(&*host.disk, &path) {
-            Err(StateError::Missing { path }) => {
-                // It is made before the first entry is.
-                if let Some(last) = log.last() {
-                    return Err(NodeError::StateLost { path, last: last.vlsn });
-                }
-                StateFile::create(
-                    &*host.disk,
-                    &path,
-                    State::new(
-                        group,
-                        node,
-                        incarnation,
-                        crate::members::Standing::Full { since: Term::NONE },
-                    ),
-                )?
+        if founding == Founding::Found && host.disk.open(&path).is_ok() {
+            return Err(NodeError::Founded { path });
+        }
+        let (log, opened) = match open_log(&config, &host, DoubtfulTail::RefuseHoles) {
+            Err(NodeError::Log(OpenError::Doubtful { from, .. })) => {
+                let state = StateFile::open(&*host.disk, &path)?;
+                state.update(|mut state| {
+                    state.standing = match state.standing {
+                        Standing::Newcomer => Standing::Newcomer,
+                        Standing::Doubtful { from: before } => Standing::Doubtful { from: before.min(from) },
+                        Standing::Full { .. } => Standing::Doubtful { from },
+                    };
+                    state
+                })?;
+                log::warn!("{}: what the log held from VLSN {from} on is in doubt", config.node);
+                open_log(&config, &host, DoubtfulTail::Cut)?
             }
             opened => opened?,
         };
-        state.belongs_to(config.group, &config.node)?;
+        let state = open_state(&config, &host, &log, founding)?;
+        Core::assemble(config, host, engine, state, log, opened)
+    }
+
+    fn assemble(
+        config: Arc<CheckedConfig>,
+        host: Host,
+        mut engine: Box<dyn Engine>,
+        state: StateFile,
+        log: Log,
+        opened: Opened,
+    ) -> Result<Unstarted, NodeError> {
+        let clock = host.runtime.clock();
         let identity = Identity { incarnation: state.state().incarnation, session: host.runtime.random() };
         let applied = engine.applied().map_err(NodeError::Engine)?;
         let last = log.last().map(|last| last.vlsn);
@@ -403,6 +434,52 @@ impl Core {
             worker.join();
         }
     }
+}
+
+fn open_log(
+    config: &Arc<CheckedConfig>,
+    host: &Host,
+    doubtful: DoubtfulTail,
+) -> Result<(Log, Opened), NodeError> {
+    let io = |error: std::io::Error| NodeError::Io { path: config.dir.clone(), kind: error.kind() };
+    host.disk.create_dir(&config.dir).map_err(io)?;
+    let log_config = LogConfig {
+        dir: config.dir.join("log"),
+        group: config.group,
+        segment_bytes: config.segment_bytes,
+        max_payload: config.max_payload,
+        lazy_flush: config.lazy_flush,
+        doubtful,
+    };
+    // The log's lock covers the whole directory.
+    Ok(Log::open(Arc::clone(&host.disk), host.runtime.clock(), log_config)?)
+}
+
+fn open_state(
+    config: &CheckedConfig,
+    host: &Host,
+    log: &Log,
+    founding: Founding,
+) -> Result<StateFile, NodeError> {
+    let path = config.dir.join("state");
+    let (group, node) = (config.group, config.node.clone());
+    let standing = match founding {
+        Founding::Join => Standing::Newcomer,
+        Founding::Fixed | Founding::Found | Founding::Open => Standing::Full { since: Term::NONE },
+    };
+    let state = match StateFile::open(&*host.disk, &path) {
+        Err(StateError::Missing { path }) if founding != Founding::Open => {
+            // It is made before the first entry is.
+            if let Some(last) = log.last() {
+                return Err(NodeError::StateLost { path, last: last.vlsn });
+            }
+            let state = State::new(group, node, host.runtime.random(), standing);
+            StateFile::create(&*host.disk, &path, state)?
+        }
+        opened => opened?,
+    };
+    state.belongs_to(config.group, &config.node)?;
+    Ok(state)
 }
 
 impl Unstarted {

@@ -21,7 +21,7 @@ impl Worker for Dispatch {
     fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
         match self.listener.accept(wait) {
             Ok(Some(channel)) => {
-                self.feeders.accept(channel);
+                self.feeders.accept(channel, None);
                 Ok(Step::Worked)
             }
             Ok(None) => Ok(Step::Idle { due: Deadline::NEVER }),

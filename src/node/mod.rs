@@ -2,10 +2,20 @@
 
 mod core;
 mod dispatch;
+mod doubt;
+mod facade;
+mod group;
+mod handover;
+mod lead;
 mod master;
+mod orders;
+mod reception;
 mod replica;
 mod source;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};
-pub use master::{Master, WriteError, WriteRefused};
+pub use facade::{Event, Node, NodeConfig, ReadError, ReadTicket, Service};
+pub use handover::{ChangeRefused, Handover, TransferError};
+pub use lead::{WriteError, WriteRefused};
+pub use master::Master;
 pub use replica::Replica;

@@ -3,19 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::address::Address;
 use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
-use crate::ids::{Position, Vlsn};
-use crate::log::DoubtfulTail;
+use crate::ids::{NodeId, Position, Term, Vlsn};
+use crate::log::{DoubtfulTail, Truncated};
+use crate::members::{Member, Roll};
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::policy::Token;
 use crate::progress::Positions;
 use crate::replica::ack::AckSender;
-use crate::replica::receive::{Following, Receive};
+use crate::replica::following::{Following, Guide, Parts, Retry};
+use crate::replica::receive::Receive;
 use crate::replica::{FollowError, ReplicaState};
 use crate::runtime::Running;
+use crate::state::StateFile;
+use crate::wire::message::{Feed, RejectReason};
 
 /// A node that follows its group's master.
 ///
@@ -62,16 +67,22 @@ impl Replica {
                 acks.applied();
             }
         })));
-        let following = Arc::new(Following::new(
-            Arc::clone(&core.config),
-            core.identity,
-            core.log.clone(),
-            Arc::clone(&core.apply),
-            Arc::clone(&acks),
-            Arc::clone(&core.counters),
-            Arc::clone(&core.host.runtime),
+        let state = Arc::new(state);
+        let members = core.config.members.clone();
+        let own = members.find(&core.config.node).cloned();
+        let following = Arc::new(Following::new(Parts {
+            config: Arc::clone(&core.config),
+            own: own.unwrap_or_else(|| Member::electable(core.config.node.clone())),
+            identity: core.identity,
+            log: core.log.clone(),
+            apply: Arc::clone(&core.apply),
+            acks: Arc::clone(&acks),
+            counters: Arc::clone(&core.counters),
+            runtime: Arc::clone(&core.host.runtime),
+            roll: Arc::new(Roll::new(members)),
+            guide: Arc::new(Fixed { state: Arc::clone(&state), upstream: core.config.upstream.clone() }),
             state,
-        ));
+        }));
         let severed = Arc::downgrade(&following);
         core.poison.on_poison(Arc::new(move || {
             if let Some(following) = severed.upgrade() {
@@ -149,6 +160,35 @@ impl Replica {
         self.acks.disconnect();
         self.core.close(wait);
     }
+}
+
+/// The guide of a replica whose master never changes but by an operator's hand.
+struct Fixed {
+    state: Arc<StateFile>,
+    upstream: Option<Address>,
+}
+
+impl Guide for Fixed {
+    fn upstream(&self) -> Option<Address> {
+        self.upstream.clone()
+    }
+
+    fn enter(&self, term: Term, _feeder: &NodeId, _feed: Feed) -> Result<(), FollowError> {
+        Ok(self.state.update(|state| state.in_term(term))?)
+    }
+
+    fn heard(&self, _feed: Feed) {}
+
+    fn rejected(&self, _by: &Address, _reason: &RejectReason) -> Retry {
+        Retry::Later
+    }
+
+    fn following(&self, _term: Term) {}
+    fn lost(&self) {}
+    fn before_cut(&self) {}
+    fn cut(&self, _cut: &Truncated) {}
+    fn members_changed(&self) {}
+    fn stand(&self) {}
 }
 
 impl Drop for Replica {

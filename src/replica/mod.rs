@@ -1,6 +1,7 @@
 //! Following a master: one worker receives, verifies and appends; acks are sent by whoever completed the work.
 
 pub(crate) mod ack;
+pub(crate) mod following;
 pub(crate) mod receive;
 
 use crate::channel::ChannelError;
@@ -83,6 +84,21 @@ pub enum FollowError {
         found: Term,
         /// What was expected.
         expected: Term,
+    },
+    /// This node promised a newer term while the connection was up.
+    #[error("this node has promised term {by}, and takes nothing from the master of an older one")]
+    Superseded {
+        /// The term.
+        by: Term,
+    },
+    /// The other end claims a term that no group reaches.
+    #[error("the other end claims term {0}, which no group reaches")]
+    AbsurdTerm(Term),
+    /// A node that is not the master wants this node's log cut.
+    #[error("the other end follows a master itself, and may not have this node's log cut after VLSN {}", number(*.after))]
+    CutByRelay {
+        /// Where it wants it cut.
+        after: Option<Vlsn>,
     },
     /// Entries that do not continue this log, or are damaged.
     #[error("the entries received do not continue this log: {0}")]

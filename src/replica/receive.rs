@@ -1,127 +1,28 @@
 //! The receive worker: connects to the master, agrees with it, and then verifies and appends what comes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use crate::apply::ApplyState;
+use crate::address::Address;
 use crate::channel::{Channel, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
-use crate::config::CheckedConfig;
-use crate::counters::Counters;
 use crate::entry::{RunError, RunSummary, verify_run};
-use crate::handshake::{self, Identity, judge_welcome};
-use crate::ids::{Position, Term, Vlsn, number};
-use crate::log::{FlushError, Log};
+use crate::handshake::{self, judge_welcome};
+use crate::ids::{LogEnd, Position, Term, Vlsn, number};
+use crate::log::FlushError;
+use crate::members::{Role, Standing};
 use crate::planted::{Bug, active};
-use crate::replica::ack::{AckSender, Line};
+use crate::replica::ack::Line;
+use crate::replica::following::{Following, Retry};
 use crate::replica::{FollowError, ReplicaState};
-use crate::runtime::Runtime;
-use crate::state::StateFile;
+use crate::state::State;
 use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
 use crate::wire::compress::Expander;
 use crate::wire::message::{
-    Capabilities, Entries, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
+    Ack, Capabilities, Entries, Feed, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
-
-/// What the worker shares with the node around it.
-pub(crate) struct Following {
-    pub config: Arc<CheckedConfig>,
-    pub identity: Identity,
-    pub log: Log,
-    pub apply: Arc<ApplyState>,
-    pub acks: Arc<AckSender>,
-    pub counters: Arc<Counters>,
-    pub runtime: Arc<dyn Runtime>,
-    /// The directory's small state: the highest term seen.
-    pub state: StateFile,
-    /// Channels handed over by the embedder.
-    offered: Mutex<VecDeque<Arc<dyn Channel>>>,
-    /// The channel in use, so that closing the node can end it.
-    current: Mutex<Option<Arc<dyn Channel>>>,
-    closing: AtomicBool,
-    phase: AtomicU8,
-    last_error: Mutex<Option<FollowError>>,
-}
-
-impl Following {
-    #[allow(clippy::too_many_arguments, reason = "each is a part of the node, passed once")]
-    pub fn new(
-        config: Arc<CheckedConfig>,
-        identity: Identity,
-        log: Log,
-        apply: Arc<ApplyState>,
-        acks: Arc<AckSender>,
-        counters: Arc<Counters>,
-        runtime: Arc<dyn Runtime>,
-        state: StateFile,
-    ) -> Following {
-        Following {
-            config,
-            identity,
-            log,
-            apply,
-            acks,
-            counters,
-            runtime,
-            state,
-            offered: Mutex::default(),
-            current: Mutex::default(),
-            closing: AtomicBool::new(false),
-            phase: AtomicU8::new(0),
-            last_error: Mutex::default(),
-        }
-    }
-
-    /// Hands over a connected channel. The worker has to be poked afterwards.
-    pub fn offer(&self, channel: Arc<dyn Channel>) {
-        let mut offered = self.offered.lock();
-        if self.closing.load(Ordering::SeqCst) {
-            channel.close();
-        } else {
-            offered.push_back(channel);
-        }
-    }
-
-    /// Ends the connection and keeps the worker from making another.
-    pub fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        if let Some(channel) = self.current.lock().take() {
-            channel.close();
-        }
-        for channel in self.offered.lock().drain(..) {
-            channel.close();
-        }
-    }
-
-    /// What the connection is doing.
-    pub fn phase(&self) -> ReplicaState {
-        match self.phase.load(Ordering::SeqCst) {
-            0 => ReplicaState::Resting,
-            1 => ReplicaState::Connecting,
-            2 => ReplicaState::Following,
-            _ => ReplicaState::Stopped,
-        }
-    }
-
-    /// Why the last connection ended.
-    pub fn last_error(&self) -> Option<FollowError> {
-        self.last_error.lock().clone()
-    }
-
-    fn set_phase(&self, phase: ReplicaState) {
-        self.phase.store(phase as u8, Ordering::SeqCst);
-    }
-
-    fn term(&self) -> Term {
-        self.state.state().term
-    }
-}
 
 /// The worker.
 pub(crate) struct Receive {
@@ -130,6 +31,8 @@ pub(crate) struct Receive {
     stage: Stage,
     buffer: ReceiveBuffer,
     backoff: Duration,
+    /// Whom it dialled last.
+    dialled: Option<Address>,
 }
 
 enum Stage {
@@ -143,6 +46,8 @@ struct Session {
     talk: Talk,
     /// The master's term, once it welcomed us.
     term: Term,
+    /// By what right the other end feeds us.
+    feed: Feed,
     /// Of the next frame to come.
     expected: u64,
     /// When handshake and syncup have to be over.
@@ -163,6 +68,8 @@ enum Talk {
     Welcome(Line),
     Matchpoint(Line),
     Stream,
+    /// An arbiter's: heartbeats only.
+    Marks(Line),
 }
 
 /// A burst is acked at the latest after this many bytes, so that the master sees progress in a long catch-up.
@@ -177,25 +84,25 @@ impl Receive {
         let clock = shared.runtime.clock();
         let backoff = shared.config.backoff_min;
         let stage = Stage::Resting { until: clock.now() };
-        Receive { shared, clock, stage, buffer: ReceiveBuffer::default(), backoff }
+        Receive { shared, clock, stage, buffer: ReceiveBuffer::default(), backoff, dialled: None }
     }
 
     fn rest(&mut self, until: Deadline, wait: Wait) -> Result<Step, FollowError> {
-        let offered = self.shared.offered.lock().pop_front();
-        if let Some(channel) = offered {
+        if let Some(channel) = self.shared.next_offered() {
             return self.greet(channel);
         }
-        let Some(upstream) = self.shared.config.upstream.as_ref() else {
-            rest(wait);
-            return Ok(Step::Idle { due: Deadline::NEVER });
-        };
-        if self.clock.now() < until {
+        if !self.shared.take_hurry() && self.clock.now() < until {
             rest(wait.at_most(until));
             return Ok(Step::Idle { due: until });
         }
+        let Some(upstream) = self.shared.guide.upstream() else {
+            rest(wait);
+            return Ok(Step::Idle { due: Deadline::NEVER });
+        };
         self.shared.set_phase(ReplicaState::Connecting);
         let give_up = self.clock.now() + self.shared.config.handshake_timeout;
-        match self.shared.runtime.dial(upstream, wait.at_most(give_up))? {
+        self.dialled = Some(upstream.clone());
+        match self.shared.runtime.dial(&upstream, wait.at_most(give_up))? {
             Some(channel) => self.greet(channel),
             None => Err(FollowError::HandshakeTimeout(self.shared.config.handshake_timeout)),
         }
@@ -204,7 +111,7 @@ impl Receive {
     fn greet(&mut self, channel: Arc<dyn Channel>) -> Result<Step, FollowError> {
         let shared = &self.shared;
         *shared.current.lock() = Some(Arc::clone(&channel));
-        if shared.closing.load(Ordering::SeqCst) {
+        if shared.is_closing() {
             channel.close();
             return Err(FollowError::Closing);
         }
@@ -214,6 +121,7 @@ impl Receive {
         let last = shared.log.last();
         if !line.send(&Message::Hello(handshake::hello(
             &shared.config,
+            &shared.own,
             shared.identity,
             shared.state.state().standing,
             last,
@@ -225,6 +133,7 @@ impl Receive {
             channel,
             talk: Talk::Welcome(line),
             term: Term::NONE,
+            feed: Feed::Leads,
             expected: 0,
             deadline: now + shared.config.handshake_timeout,
             seen: now,
@@ -245,7 +154,7 @@ impl Session {
         buffer: &mut ReceiveBuffer,
         wait: Wait,
     ) -> Result<Step, FollowError> {
-        let streaming = matches!(self.talk, Talk::Stream);
+        let streaming = matches!(self.talk, Talk::Stream | Talk::Marks(_));
         let config = &shared.config;
         let deadline = if streaming { self.seen + config.peer_timeout } else { self.deadline };
         let mut due = deadline;
@@ -303,11 +212,17 @@ impl Session {
             (Talk::Matchpoint(_), Message::Behind(behind)) => Err(FollowError::Behind { last: behind.last }),
             (Talk::Stream, Message::Entries(entries)) => self.append(shared, &entries),
             (Talk::Stream, Message::Heartbeat(heartbeat)) => self.heard(shared, &heartbeat),
+            (Talk::Marks(_), Message::Heartbeat(heartbeat)) => self.mark(shared, &heartbeat),
+            (Talk::Stream, Message::Stand) => {
+                shared.guide.stand();
+                Ok(())
+            }
             (talk, other) => {
                 let expected = match talk {
                     Talk::Welcome(_) => "welcome or reject",
                     Talk::Matchpoint(_) => "matchpoint, need for a snapshot, or behind",
-                    Talk::Stream => "entries or heartbeat",
+                    Talk::Stream => "entries, heartbeat or an order to stand",
+                    Talk::Marks(_) => "heartbeat",
                 };
                 Err(FollowError::OutOfTurn { found: other.kind(), expected })
             }
@@ -319,19 +234,21 @@ impl Session {
             unreachable!("a welcome is taken while one is awaited")
         };
         let ours = shared.term();
-        if let Err(error) = judge_welcome(&shared.config, ours, term, welcome) {
+        if let Err(error) = judge_welcome(&shared.config, &shared.roll.members(), ours, term, welcome) {
             if term < ours {
                 line.send(&Message::Fence);
             }
             return Err(error.into());
         }
-        if term > ours {
-            shared.state.store(shared.state.state().in_term(term))?;
-        }
+        shared.guide.enter(term, &welcome.node, welcome.feed)?;
         self.term = term;
+        self.feed = welcome.feed;
         line.set_term(term);
         self.channel.limit_frames(welcome.max_frame);
         self.expander = welcome.capabilities.contains(Capabilities::LZ4).then(Expander::default);
+        if shared.own.role == Role::Arbiter {
+            return self.begin_marks(shared);
+        }
         let ours = Syncup {
             last: shared.log.last(),
             committed: Vlsn::new(shared.apply.committed.get()),
@@ -348,11 +265,12 @@ impl Session {
     fn advance_talk(&mut self) {
         self.talk = match std::mem::replace(&mut self.talk, Talk::Stream) {
             Talk::Welcome(line) => Talk::Matchpoint(line),
-            Talk::Matchpoint(_) | Talk::Stream => Talk::Stream,
+            talk => talk,
         };
     }
 
     fn matched(&mut self, shared: &Following, at: Option<Position>) -> Result<(), FollowError> {
+        let pass = shared.pass(self.term)?;
         let log = &shared.log;
         let ours = match at {
             Some(theirs) if log.last().is_some_and(|last| last.vlsn >= theirs.vlsn) => {
@@ -374,9 +292,15 @@ impl Session {
             }
         })?;
         if let Settlement::CutAfter(keep) = settlement {
+            if self.feed == Feed::Follows {
+                return Err(FollowError::CutByRelay { after: keep });
+            }
+            shared.guide.before_cut();
             let cut = log.truncate_after(keep)?;
             shared.counters.rollbacks.one();
             log::warn!("cut the log after VLSN {}: {cut:?}", number(keep));
+            shared.guide.cut(&cut);
+            shared.guide.members_changed();
         }
         self.last = log.last();
         let Talk::Matchpoint(line) = std::mem::replace(&mut self.talk, Talk::Stream) else {
@@ -384,12 +308,15 @@ impl Session {
         };
         shared.acks.connect(line);
         shared.acks.send_first();
+        drop(pass);
         shared.set_phase(ReplicaState::Following);
+        shared.guide.following(self.term);
         log::info!("following the master of term {} after VLSN {}", self.term, number(at.map(|at| at.vlsn)));
         Ok(())
     }
 
     fn append(&mut self, shared: &Following, entries: &Entries<'_>) -> Result<(), FollowError> {
+        let _pass = shared.pass(self.term)?;
         let run = entries.run;
         let summary = match self.verify(run) {
             Ok(summary) => summary,
@@ -411,8 +338,14 @@ impl Session {
         shared.counters.bytes_received.add(run.len() as u64);
         self.last = Some(summary.last);
         self.unacked += run.len();
+        let membership =
+            |entry: crate::entry::EntryRef<'_>| entry.header().kind == crate::entry::EntryKind::MEMBERSHIP;
+        if crate::entry::Entries::new(summary.range, &[run]).iter().any(membership) {
+            shared.guide.members_changed();
+        }
         shared.acks.want(head.durable_wanted, head.applied_wanted);
         self.committed(shared, head.committed);
+        shared.guide.heard(self.feed);
         Ok(())
     }
 
@@ -433,8 +366,11 @@ impl Session {
     }
 
     fn heard(&mut self, shared: &Following, heartbeat: &Heartbeat) -> Result<(), FollowError> {
+        let _pass = shared.pass(self.term)?;
+        shared.guide.heard(self.feed);
         shared.acks.want(heartbeat.durable_wanted, heartbeat.applied_wanted);
         self.committed(shared, heartbeat.committed);
+        shared.admit(self.term, Vlsn::new(shared.apply.committed.get()))?;
         let standing = shared.state.state().standing;
         let reply =
             HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy, standing };
@@ -476,6 +412,63 @@ impl Session {
     }
 }
 
+/// An arbiter's part: it keeps no entries, only how far the master's log was on the master's disk.
+impl Session {
+    fn begin_marks(&mut self, shared: &Following) -> Result<(), FollowError> {
+        let _pass = shared.pass(self.term)?;
+        let mark = shared.state.state().mark;
+        let known = mark.vlsn.filter(|_| mark.term == self.term);
+        let Talk::Welcome(mut line) = std::mem::replace(&mut self.talk, Talk::Stream) else {
+            unreachable!("a welcome is taken while one is awaited")
+        };
+        if !line.send(&Message::Ack(mark_ack(known))) {
+            return Err(crate::channel::ChannelError::Closed.into());
+        }
+        self.talk = Talk::Marks(line);
+        shared.set_phase(ReplicaState::Following);
+        shared.guide.following(self.term);
+        Ok(())
+    }
+
+    /// The mark of a newer term replaces that of an older one, also by a lower VLSN; durably, before it is told.
+    fn mark(&mut self, shared: &Following, heartbeat: &Heartbeat) -> Result<(), FollowError> {
+        let _pass = shared.pass(self.term)?;
+        shared.guide.heard(self.feed);
+        let told = LogEnd { term: self.term, vlsn: heartbeat.flushed };
+        let before = shared.state.state();
+        let news = told.vlsn.is_some() && told > before.mark;
+        // An arbiter is told of what is committed only once that is of the master's own term; as this node counted for
+        // nothing until then, it was committed without it.
+        let standing = match before.standing {
+            Standing::Newcomer if news && heartbeat.committed.is_some() => {
+                Standing::Full { since: before.term }
+            }
+            standing => standing,
+        };
+        if (news || standing != before.standing) && !active(Bug::ArbiterAcksBeforePersisting) {
+            shared.state.update(|state| State {
+                mark: if news { told } else { state.mark },
+                standing,
+                ..state
+            })?;
+        }
+        let Talk::Marks(line) = &mut self.talk else {
+            unreachable!("a mark is taken in an arbiter's stream")
+        };
+        if news {
+            line.send(&Message::Ack(mark_ack(told.vlsn)));
+        }
+        let reply =
+            HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy, standing };
+        line.send(&Message::HeartbeatReply(reply));
+        Ok(())
+    }
+}
+
+fn mark_ack(mark: Option<Vlsn>) -> Ack {
+    Ack { received: mark, durable: mark, applied: None, checkpointed: None }
+}
+
 fn nack_of(error: &RunError) -> Nack {
     let (reason, at) = match error {
         RunError::Empty => (NackReason::Hole, None),
@@ -489,7 +482,7 @@ fn nack_of(error: &RunError) -> Nack {
 
 impl Worker for Receive {
     fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
-        if self.shared.closing.load(Ordering::SeqCst) {
+        if self.shared.is_closing() {
             self.shared.set_phase(ReplicaState::Stopped);
             return Err(Stop::Done);
         }
@@ -510,11 +503,13 @@ impl Worker for Receive {
             Err(error) => error,
         };
         self.shared.acks.disconnect();
-        if let Some(channel) = self.shared.current.lock().take() {
+        let current = self.shared.current.lock().take();
+        if let Some(channel) = current {
             channel.close();
         }
+        self.shared.guide.lost();
         let fatal = error.is_fatal();
-        let expected = self.shared.closing.load(Ordering::SeqCst) || matches!(error, FollowError::Goodbye(_));
+        let expected = self.shared.is_closing() || matches!(error, FollowError::Goodbye(_));
         let level = if expected { log::Level::Debug } else { log::Level::Warn };
         log::log!(level, "{} lost its master: {error}", self.shared.config.node);
         *self.shared.last_error.lock() = Some(error.clone());
@@ -529,6 +524,11 @@ impl Worker for Receive {
         let pause = Duration::from_nanos(nanos / 2 + self.shared.runtime.random() % (nanos / 2));
         self.backoff = (self.backoff * 2).min(self.shared.config.backoff_max);
         self.stage = Stage::Resting { until: self.clock.now() + pause };
+        if let (FollowError::Rejected(reason), Some(by)) = (&error, &self.dialled)
+            && self.shared.guide.rejected(by, reason) == Retry::Now
+        {
+            self.shared.hurry();
+        }
         Ok(Step::Worked)
     }
 }

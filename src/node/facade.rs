@@ -1,0 +1,697 @@
+//! A node of a group that runs itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::address::Address;
+use crate::channel::Channel;
+use crate::clock::{Deadline, Wait};
+use crate::commit::{CommitError, End, Ticket, Undecided};
+use crate::config::{Config, ConfigError, Plaintext};
+use crate::election::{Builtin, Coordinator, Election, ElectionWorker, Housekeeping, Settings};
+use crate::engine::{Engine, EngineError};
+use crate::entry::{Entries, NewEntry};
+use crate::ids::{NodeId, Position, Term, Vlsn, VlsnRange};
+use crate::log::{PruneError, Pruned};
+use crate::members::{Change, Member, Members, Role, Roll, Standing};
+use crate::node::core::{Answer, Core, Founding, Host, NodeError, TokenError};
+use crate::node::group::{Shared, Ties};
+use crate::node::handover::{ChangeRefused, Handover, TransferError};
+use crate::node::lead::{WriteError, WriteRefused};
+use crate::node::reception::{Dispatch, Receptions};
+use crate::policy::{Outcome, Policy, Token};
+use crate::progress::Positions;
+use crate::replica::ack::AckSender;
+use crate::replica::following::{Following, Parts};
+use crate::replica::receive::Receive;
+use crate::stats::Stats;
+use crate::wire::message::{NodeStatus, Part, VoteReason};
+use crate::worker::Stop;
+
+/// What a node of a group that runs itself needs to know before it opens.
+#[derive(Clone)]
+pub struct NodeConfig {
+    /// What every node needs to know. `members` are the founders, and matter only where a group is founded; the same
+    /// list on every founder. `upstream`, if set, feeds this node in the master's place: for a [`Role::Secondary`] only.
+    pub base: Config,
+    /// What the node is to its group. Default electable.
+    pub role: Role,
+    /// Where it stands, for region-aware quorums. Default nowhere.
+    pub region: String,
+    /// Who is preferred as master among those who may win: the highest. Default 100; 0 leads only while nobody else can.
+    pub priority: u8,
+    /// Addresses at which a joining node finds its group; any members will do.
+    pub seeds: Vec<Address>,
+    /// The address that others dial, if it is not the one to listen at.
+    pub advertise: Option<Address>,
+    /// A master that was not heard for this time may be replaced; nodes stand after one to two of it. Default 600 ms;
+    /// at least three heartbeats, at most 1 minute.
+    pub election_timeout: Duration,
+    /// Who may stand for election. Default: everybody.
+    pub coordinator: Arc<dyn Coordinator>,
+}
+
+impl NodeConfig {
+    /// A configuration with default values around this one.
+    pub fn new(base: Config) -> NodeConfig {
+        NodeConfig {
+            base,
+            role: Role::Electable,
+            region: String::new(),
+            priority: 100,
+            seeds: Vec::new(),
+            advertise: None,
+            election_timeout: Duration::from_millis(600),
+            coordinator: Arc::new(Builtin),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let (timeout, beat) = (self.election_timeout, self.base.heartbeat);
+        if timeout < beat * 3 || timeout > Duration::from_secs(60) {
+            return Err(ConfigError::OutOfBounds {
+                field: "election_timeout",
+                value: format!("{timeout:?}"),
+                bounds: "three heartbeats to 1 minute",
+            });
+        }
+        if self.base.upstream.is_some() && self.role != Role::Secondary {
+            return Err(ConfigError::WrongRole { field: "upstream", role: "voter" });
+        }
+        if self.base.slot.is_some() && self.role == Role::Arbiter {
+            return Err(ConfigError::WrongRole { field: "slot", role: "arbiter" });
+        }
+        if self.region.len() > Members::MAX_REGION {
+            let bounds = "at most 64 bytes long";
+            return Err(ConfigError::OutOfBounds { field: "region", value: self.region.clone(), bounds });
+        }
+        if self.base.plaintext == Plaintext::LoopbackOnly {
+            for address in self.seeds.iter().chain(&self.advertise) {
+                if !address.stays_on_this_machine() {
+                    return Err(ConfigError::PlaintextRefused { address: address.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What happened to a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// It does something else than before.
+    Part {
+        /// What.
+        part: Part,
+        /// In which term.
+        term: Term,
+        /// Who leads, as far as it knows.
+        master: Option<NodeId>,
+    },
+    /// The members are others, or somewhere else.
+    Members(Arc<Members>),
+    /// Entries that were never committed were cut off the log.
+    RolledBack {
+        /// Which.
+        range: VlsnRange,
+        /// The file that keeps them.
+        saved: Option<std::path::PathBuf>,
+    },
+}
+
+/// Answers requests of the embedder's own clients over the node's port.
+pub trait Service: Send + Sync {
+    /// The answer to a request. Called by a thread of the connection, which it may block.
+    fn call(&self, request: &[u8]) -> Vec<u8>;
+}
+
+/// Why a linearizable read was not possible.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// This node does not lead, or ceased to while it asked.
+    #[error(transparent)]
+    NotMaster(WriteRefused),
+    /// The wait ended first.
+    #[error("no majority answered in time; try again")]
+    TimedOut,
+}
+
+/// A read that waits to be linearizable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadTicket {
+    term: Term,
+    /// When it was asked for.
+    since: Deadline,
+}
+
+/// A node of a group that runs itself: it follows, stands for election, leads.
+///
+/// Any thread may call any method. Dropping it closes it.
+pub struct Node {
+    shared: Arc<Shared>,
+    address: Option<Address>,
+    closer: Option<Arc<dyn Fn() + Send + Sync>>,
+    listeners: Arc<Listeners>,
+    closed: AtomicBool,
+}
+
+type Listener = Box<dyn Fn(&Event) + Send + Sync>;
+
+#[derive(Default)]
+struct Listeners(Mutex<Vec<Listener>>);
+
+/// An arbiter keeps no entries.
+struct NoEngine;
+
+impl Engine for NoEngine {
+    fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        Ok(None)
+    }
+    fn apply(&mut self, _entries: Entries<'_>) -> Result<(), EngineError> {
+        Err("an arbiter keeps no entries".into())
+    }
+    fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        Ok(None)
+    }
+}
+
+impl Node {
+    /// Founds a group of `config.base.members`. All of them call this once, with the same list; a node that is to join
+    /// later calls [`Node::join`]. Refused if the directory is a node's already: then [`Node::open`] is meant.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn create(config: NodeConfig, engine: Box<dyn Engine>, host: Host) -> Result<Node, NodeError> {
+        Node::start(config, engine, host, Founding::Found)
+    }
+
+    /// Makes a directory for a node that joins an existing group, and asks the group to take it in. It finds the group by
+    /// `config.seeds`. A directory that is this node's already is opened.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn join(config: NodeConfig, engine: Box<dyn Engine>, host: Host) -> Result<Node, NodeError> {
+        Node::start(config, engine, host, Founding::Join)
+    }
+
+    /// Opens a node that was created, or joined, before.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn open(config: NodeConfig, engine: Box<dyn Engine>, host: Host) -> Result<Node, NodeError> {
+        Node::start(config, engine, host, Founding::Open)
+    }
+
+    /// Makes or opens the directory of an arbiter, which votes and keeps no entries. `config.role` has to say so. It
+    /// joins a group like any other node.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn arbiter(config: NodeConfig, host: Host) -> Result<Node, NodeError> {
+        if config.role != Role::Arbiter {
+            return Err(ConfigError::WrongRole { field: "role", role: "node that is no arbiter" }.into());
+        }
+        Node::start(config, Box::new(NoEngine), host, Founding::Join)
+    }
+
+    fn start(
+        config: NodeConfig,
+        engine: Box<dyn Engine>,
+        host: Host,
+        founding: Founding,
+    ) -> Result<Node, NodeError> {
+        config.check()?;
+        let unstarted = Core::open_in_group(config.base.clone(), host, engine, founding)?;
+        let opened = unstarted.opened.clone();
+        let (core, state) = unstarted.start();
+        let (core, state) = (Arc::new(core), Arc::new(state));
+        let listener = match &core.config.listen {
+            Some(at) => Some(core.host.runtime.listen(at).map_err(|error| {
+                core.close(Wait::Now);
+                NodeError::Listen { at: at.clone(), kind: error.kind() }
+            })?),
+            None => None,
+        };
+        let address = listener.as_ref().map(|listener| listener.address().clone());
+        let own = Member {
+            role: config.role,
+            region: config.region.clone(),
+            priority: config.priority,
+            address: config.advertise.clone().or_else(|| address.clone()),
+            ..Member::electable(core.config.node.clone())
+        };
+        log::info!("{} opens in term {}; the log opened {opened:?}", own.id, state.state().term);
+        let settings = Settings {
+            group: core.config.group,
+            own: own.id.clone(),
+            timeout: config.election_timeout,
+            coordinator: Arc::clone(&config.coordinator),
+        };
+        let election = Arc::new(Election::new(settings, Arc::clone(&state), Arc::clone(&core.host.runtime)));
+        let acks =
+            Arc::new(AckSender::new(core.log.clone(), Arc::clone(&core.apply), Arc::clone(&core.counters)));
+        let shared = Arc::new(Shared {
+            own: own.clone(),
+            seeds: config.seeds.clone(),
+            fed_by: config.base.upstream.clone(),
+            founders: config.base.members.clone(),
+            roll: Arc::new(Roll::new(Members::unknown())),
+            election: Arc::clone(&election),
+            acks: Arc::clone(&acks),
+            following: std::sync::OnceLock::new(),
+            receive: std::sync::OnceLock::new(),
+            lead: Default::default(),
+            relay: Mutex::default(),
+            retired: Mutex::default(),
+            joining: Mutex::default(),
+            doubt: Mutex::default(),
+            whom: Mutex::default(),
+            events: Mutex::default(),
+            service: Default::default(),
+            receptions: Receptions::default(),
+            changed: Mutex::new(None),
+            handover: Mutex::new(None),
+            trouble: Default::default(),
+            caught_up: Default::default(),
+            core: Arc::clone(&core),
+        });
+        shared.reload_members();
+        Node::tie(&shared);
+        let ties = Ties(Arc::downgrade(&shared));
+        let following = Arc::new(Following::new(Parts {
+            config: Arc::clone(&core.config),
+            own: own.clone(),
+            identity: core.identity,
+            log: core.log.clone(),
+            apply: Arc::clone(&core.apply),
+            acks,
+            counters: Arc::clone(&core.counters),
+            runtime: Arc::clone(&core.host.runtime),
+            roll: Arc::clone(&shared.roll),
+            state,
+            guide: Arc::new(ties.clone()),
+        }));
+        let _first = shared.following.set(Arc::clone(&following));
+        let receive = core.spawn("receive", Receive::new(following), Vec::new());
+        let _first = shared.receive.set(receive);
+        let listeners = Arc::new(Listeners::default());
+        let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
+        let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());
+        let worker = core.spawn("election", worker, Vec::new());
+        election.serve(Arc::new(ties), worker);
+        let mut node = Node { shared, address, closer: None, listeners, closed: AtomicBool::new(false) };
+        if let Some(listener) = listener {
+            node.closer = Some(listener.closer());
+            core.spawn("dispatch", Dispatch::new(listener, Arc::downgrade(&node.shared)), Vec::new());
+        }
+        Ok(node)
+    }
+
+    /// Whoever makes progress tells those who wait for it, whatever this node is doing.
+    fn tie(shared: &Arc<Shared>) {
+        let weak = Arc::downgrade(shared);
+        shared.core.poison.on_poison(Arc::new(move || {
+            if let Some(node) = weak.upgrade() {
+                node.sever();
+            }
+        }));
+        let weak = Arc::downgrade(shared);
+        shared.core.log.on_flushed(Some(Arc::new(move |_vlsn| {
+            let Some(node) = weak.upgrade() else { return };
+            node.core.counters.flushes.one();
+            node.acks.send();
+            if let Some(lead) = node.lead() {
+                lead.feeders.own_progress();
+            }
+        })));
+        let weak = Arc::downgrade(shared);
+        shared.core.apply.on_advance(Some(Arc::new(move || {
+            let Some(node) = weak.upgrade() else { return };
+            node.acks.applied();
+            if let Some(lead) = node.lead() {
+                lead.feeders.own_progress();
+            }
+        })));
+    }
+
+    /// Serves a connection that came in over a transport of the embedder's own.
+    pub fn accept(&self, channel: Arc<dyn Channel>) {
+        Receptions::take(&self.shared, channel);
+    }
+
+    /// Where others can dial; `None` if the configuration names no address to listen at.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    /// Has a function called with every [`Event`], one after the other, by the node's election worker: it must not block.
+    pub fn on_change(&self, listener: impl Fn(&Event) + Send + Sync + 'static) {
+        self.listeners.0.lock().push(Box::new(listener));
+    }
+
+    /// Offers a service of the embedder's own over the node's port.
+    pub fn serve(&self, service: Arc<dyn Service>) {
+        *self.shared.service.write() = Some(service);
+    }
+
+    /// Appends entries that are to be committed together, after asking the first gate; on the master only. Does not wait
+    /// for anybody. Give the ticket to [`commit`](Node::commit), now or later.
+    ///
+    /// # Errors
+    /// [`WriteRefused`]: nothing was written.
+    pub fn append(&self, entries: &[NewEntry<'_>], policy: Policy) -> Result<Ticket, WriteRefused> {
+        self.shared.write_as_master(|lead| lead.append(entries, policy))
+    }
+
+    /// Waits until the ticket's policy is satisfied.
+    ///
+    /// # Errors
+    /// [`CommitError`]: the entries were appended, and may yet be committed; ask their token later, on any node.
+    pub fn commit(&self, ticket: &Ticket, wait: Wait) -> Result<Outcome, CommitError> {
+        match self.lead_of(ticket) {
+            Some(lead) => lead.commit(ticket, wait),
+            None => self.past(ticket),
+        }
+    }
+
+    /// Appends and commits: the quickest way for a writer that waits at once.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn write(&self, entries: &[NewEntry<'_>], policy: Policy, wait: Wait) -> Result<Outcome, WriteError> {
+        let lead = self.shared.lead();
+        let lead = lead.ok_or_else(|| WriteRefused::NotMaster { hint: self.shared.master_hint() })?;
+        let written = lead.write(entries, policy, wait);
+        if let Err(WriteError::Refused(refused)) = &written {
+            self.shared.note_trouble(refused);
+        }
+        written
+    }
+
+    /// What is known of the ticket now: an outcome, or `None` while it is not decided. Does not block.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub fn poll(&self, ticket: &Ticket) -> Result<Option<Outcome>, CommitError> {
+        match self.lead_of(ticket) {
+            Some(lead) => lead.poll(ticket),
+            None => self.past(ticket).map(Some),
+        }
+    }
+
+    fn lead_of(&self, ticket: &Ticket) -> Option<Arc<super::lead::Lead>> {
+        self.shared.lead().filter(|lead| lead.term == ticket.token.term)
+    }
+
+    /// The mastership that the ticket belongs to is over: what the log tells of it.
+    fn past(&self, ticket: &Ticket) -> Result<Outcome, CommitError> {
+        if self.shared.core.ask(&ticket.token) == Answer::Committed {
+            return Ok(Outcome::Committed);
+        }
+        let rule = ticket.policy.rule().unwrap_or(crate::policy::Rule::COMMITTED);
+        let voters = self.shared.roll.members().voters().count();
+        let needed = crate::quorum::needed(rule.quorum, voters);
+        Err(CommitError::Deposed(Undecided { token: ticket.token, rule, acked_by: Vec::new(), needed }))
+    }
+
+    /// What became of a token's entry, as far as this node knows.
+    pub fn ask(&self, token: &Token) -> Answer {
+        if let Some(lead) = self.shared.lead() {
+            lead.feeders.note_committed();
+        }
+        self.shared.core.ask(token)
+    }
+
+    /// Waits until this node's engine shows the token's entry, to read one's own writes here; `false` if `wait` ended
+    /// first.
+    ///
+    /// # Errors
+    /// [`TokenError`]; never succeeds on another term's entry of the same VLSN.
+    pub fn wait_for(&self, token: &Token, wait: Wait) -> Result<bool, TokenError> {
+        self.shared.core.wait_for(token, wait)
+    }
+
+    /// Begins a linearizable read on the master: asks a majority whether it still follows (Raft's read-index).
+    ///
+    /// # Errors
+    /// [`ReadError::NotMaster`].
+    pub fn read_begin(&self) -> Result<ReadTicket, ReadError> {
+        let lead = self.shared.lead().ok_or_else(|| self.not_master())?;
+        let since = self.shared.core.clock.now();
+        lead.feeders.beat();
+        Ok(ReadTicket { term: lead.term, since })
+    }
+
+    /// Waits until a read of this node's engine shows everything that was committed when the ticket was made; `false`:
+    /// `wait` ended first. Only after the master's own term has committed something.
+    ///
+    /// # Errors
+    /// [`ReadError::NotMaster`].
+    pub fn read_ready(&self, ticket: &ReadTicket, wait: Wait) -> Result<bool, ReadError> {
+        let lead = self.shared.lead().filter(|lead| lead.term == ticket.term);
+        let lead = lead.ok_or_else(|| self.not_master())?;
+        let gates = lead.feeders.gates();
+        let gone = |_closed| self.not_master();
+        if !gates.committed().wait(lead.start.get(), wait).map_err(gone)? {
+            return Ok(false);
+        }
+        let committed = gates.committed().get();
+        if gates.contact_at(self.shared.core.clock.now()) < ticket.since
+            && !gates.contact().wait(ticket.since.as_nanos(), wait).map_err(gone)?
+        {
+            return Ok(false);
+        }
+        // Not `committed` as it is now: what was committed meanwhile need not be shown, and may take its time.
+        self.shared.core.apply.applied.wait(committed, wait).map_err(gone)
+    }
+
+    fn not_master(&self) -> ReadError {
+        ReadError::NotMaster(WriteRefused::NotMaster { hint: self.shared.master_hint() })
+    }
+
+    /// Waits until a read of this node's engine is linearizable. On the master.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read_barrier(&self, wait: Wait) -> Result<(), ReadError> {
+        let ticket = self.read_begin()?;
+        loop {
+            if self.read_ready(&ticket, wait)? {
+                return Ok(());
+            }
+            if wait.remaining().is_some_and(|left| left.is_zero()) {
+                return Err(ReadError::TimedOut);
+            }
+        }
+    }
+
+    /// How old a read of this node's engine may be: the time since the engine had all that the master had told to be
+    /// committed when it was last heard, itself at most a heartbeat behind. Zero on the master, as far as it knows.
+    /// `None`: it never had.
+    pub fn staleness(&self) -> Option<Duration> {
+        if self.shared.lead().is_some() {
+            return Some(Duration::ZERO);
+        }
+        let at = self.shared.caught_up.load(Ordering::Relaxed);
+        (at > 0).then(|| self.shared.core.clock.now() - Deadline::from_nanos(at))
+    }
+
+    /// What the node is doing.
+    pub fn part(&self) -> Part {
+        self.shared.part()
+    }
+
+    /// The term that the node is in. While it leads, the fencing token to hand to whatever else the embedder writes to.
+    pub fn term(&self) -> Term {
+        self.shared.election.term()
+    }
+
+    /// The term that this node leads in; `None` if it does not.
+    pub fn leads(&self) -> Option<Term> {
+        self.shared.lead().map(|lead| lead.term)
+    }
+
+    /// The master, as far as this node knows.
+    pub fn master(&self) -> Option<NodeId> {
+        self.shared.election.master()
+    }
+
+    /// Whether the directory holds what its node acknowledged.
+    pub fn standing(&self) -> Standing {
+        self.shared.election.state().state().standing
+    }
+
+    /// How far this node has come.
+    pub fn positions(&self) -> Positions {
+        self.shared.positions()
+    }
+
+    /// How far the group has committed, as far as this node knows.
+    pub fn committed(&self) -> Option<Vlsn> {
+        Vlsn::new(self.shared.core.apply.committed.get())
+    }
+
+    /// The last entry of the log.
+    pub fn last(&self) -> Option<Position> {
+        self.shared.core.log.last()
+    }
+
+    /// The members in force.
+    pub fn members(&self) -> Arc<Members> {
+        self.shared.roll.members()
+    }
+
+    /// How the node and its group stand.
+    pub fn status(&self) -> NodeStatus {
+        self.shared.status()
+    }
+
+    /// The master's figures; `None` on other nodes.
+    pub fn stats(&self) -> Option<Stats> {
+        self.shared.lead().map(|lead| lead.stats())
+    }
+
+    /// Why the last connection to a master ended.
+    pub fn last_error(&self) -> Option<crate::replica::FollowError> {
+        self.shared.following.get().and_then(|following| following.last_error())
+    }
+
+    /// Changes the members, on the master. In force at once, committed when the ticket is: give it to
+    /// [`commit`](Node::commit). A new member begins as a learner, and is promoted by itself when it has caught up.
+    ///
+    /// # Errors
+    /// [`ChangeRefused`]: nothing was changed.
+    pub fn change(&self, change: &Change) -> Result<Ticket, ChangeRefused> {
+        self.shared.change(change)
+    }
+
+    /// Hands mastership to a node, or to the one that has most. Writing pauses until it has taken over, or until
+    /// `patience` ends, when this node goes on. Returns at once.
+    ///
+    /// # Errors
+    /// [`TransferError`]: nothing was begun.
+    pub fn transfer(&self, to: Option<&NodeId>, patience: Duration) -> Result<Arc<Handover>, TransferError> {
+        self.shared.transfer(to, patience)
+    }
+
+    /// Stands for election now, also against a master that is heard. `false`: the node is in another term than the
+    /// caller thinks.
+    pub fn promote(&self, term: Term) -> bool {
+        let fits = term == self.term();
+        if fits {
+            self.shared.election.stand(VoteReason::ManualFailover, self.master());
+        }
+        fits
+    }
+
+    /// Steps down. `false`: the node does not lead in this term.
+    pub fn demote(&self, term: Term) -> bool {
+        self.shared.election.step_down(term, "it was told to")
+    }
+
+    /// Drops whole segments of the log that nobody needs: up to `floor`, and never beyond what is committed, what the
+    /// engine has made durable, what the member list stands in, and what any replica or slot still needs. On a master, the
+    /// member list is written anew if only that keeps old segments.
+    ///
+    /// # Errors
+    /// [`PruneError`].
+    pub fn prune(&self, floor: Vlsn) -> Result<Pruned, PruneError> {
+        let core = &self.shared.core;
+        let committed = Vlsn::new(core.apply.committed.get());
+        let stated = core.log.memberships().into_iter().rev().find(|at| Some(*at) <= committed);
+        let floor = floor.min(Vlsn::after(committed));
+        if stated.is_some_and(|stated| stated < floor)
+            && let Err(error) = self.shared.restate_members()
+        {
+            log::debug!("the member list was not written anew: {error}");
+        }
+        core.log.prune(stated.map_or(floor, |stated| floor.min(stated)))
+    }
+
+    /// Why this node takes no further part in its group, if so.
+    pub fn poisoned(&self) -> Option<String> {
+        self.shared.core.poison.reason()
+    }
+
+    /// The node's log, for tests and tools that look inside.
+    pub fn log(&self) -> &crate::log::Log {
+        &self.shared.core.log
+    }
+
+    /// Closes in order: accepts nobody, ends elections, feeders and the connection to the master (waiting commits get an
+    /// error with their token), lets the engine checkpoint for as long as `wait` says, flushes and closes the log.
+    /// Idempotent.
+    pub fn close(&self, wait: Wait) {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let node = &self.shared;
+        if let Some(closer) = &self.closer {
+            closer();
+        }
+        node.election.close();
+        if let Some(lead) = node.lead.write().take() {
+            lead.feeders.gates().close(End::LifeEnded);
+            lead.feeders.close();
+        }
+        node.end_relay();
+        if let Some(following) = node.following.get() {
+            following.close();
+        }
+        if let Some(receive) = node.receive.get() {
+            receive.join();
+        }
+        node.acks.disconnect();
+        node.receptions.close();
+        node.reap();
+        for asking in node.joining.lock().drain(..) {
+            asking.end();
+        }
+        let mut doubt = std::mem::take(&mut *node.doubt.lock());
+        doubt.close();
+        if let Some(handover) = node.handover.lock().take() {
+            handover.end(Err(TransferError::NotMaster));
+        }
+        node.core.close(wait);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let patience = self.shared.core.clock.now() + self.shared.core.config.handshake_timeout;
+        self.close(Wait::Until(patience));
+    }
+}
+
+impl Shared {
+    /// Joins the threads of what has ended.
+    fn reap(&self) {
+        let retired = std::mem::take(&mut *self.retired.lock());
+        retired.iter().for_each(crate::feeder::Feeders::close);
+    }
+}
+
+/// What the election worker does beside elections.
+struct House {
+    node: std::sync::Weak<Shared>,
+    listeners: Arc<Listeners>,
+}
+
+impl Housekeeping for House {
+    fn tick(&mut self, now: Deadline) -> Result<Deadline, Stop> {
+        let Some(node) = self.node.upgrade() else { return Err(Stop::Done) };
+        node.reap();
+        loop {
+            let Some(event) = node.events.lock().pop_front() else { break };
+            self.listeners.0.lock().iter().for_each(|listener| listener(&event));
+        }
+        node.tend_members(now);
+        let handover = node.push_handover(now);
+        let doubt = node.resolve_doubt(now)?;
+        let again = if node.lead().is_some() { now + node.core.config.heartbeat } else { Deadline::NEVER };
+        Ok(handover.min(doubt).min(again))
+    }
+}

@@ -1,0 +1,452 @@
+//! What a node of a group that runs itself shares among its workers, and how they are tied together.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::address::Address;
+use crate::channel::Channel;
+use crate::clock::Deadline;
+use crate::election::ask::Asking;
+use crate::election::{Election, EnterError, Office, Phase};
+use crate::entry::EntryKind;
+use crate::feeder::Feeders;
+use crate::ids::{LogEnd, NodeId, Term, Vlsn};
+use crate::log::Truncated;
+use crate::members::{Member, Members, Role, Roll};
+use crate::node::core::Core;
+use crate::node::doubt::Doubt;
+use crate::node::handover::Handover;
+use crate::node::lead::{Lead, open_term};
+use crate::node::reception::Receptions;
+use crate::node::source::NodeSource;
+use crate::node::{Event, Service};
+use crate::replica::FollowError;
+use crate::replica::ack::AckSender;
+use crate::replica::following::{Following, Guide, Retry};
+use crate::runtime::Running;
+use crate::wire::message::{Feed, Part, RejectReason, VoteReason};
+use crate::worker::Stop;
+
+/// Events that nobody has been told of yet, at most; older ones are dropped.
+const MAX_EVENTS: usize = 1024;
+
+/// What the workers of a node share.
+pub(super) struct Shared {
+    pub core: Arc<Core>,
+    /// This node, as it says itself.
+    pub own: Member,
+    /// Whom to ask for the group before any member is known.
+    pub seeds: Vec<Address>,
+    /// Whom to be fed by whoever leads, for a replica of replicas.
+    pub fed_by: Option<Address>,
+    pub founders: Members,
+    pub roll: Arc<Roll>,
+    pub election: Arc<Election>,
+    pub acks: Arc<AckSender>,
+    pub following: OnceLock<Arc<Following>>,
+    pub receive: OnceLock<Arc<dyn Running>>,
+    /// While this node leads. Lock order: the election's lock comes first.
+    pub lead: RwLock<Option<Arc<Lead>>>,
+    /// While this node follows and may feed others.
+    pub relay: Mutex<Option<Feeders>>,
+    /// What has ended, and whose threads are still to be joined.
+    pub retired: Mutex<Vec<Feeders>>,
+    /// Requests to be taken into the group.
+    pub joining: Mutex<Vec<Asking>>,
+    pub doubt: Mutex<Doubt>,
+    pub whom: Mutex<Whom>,
+    pub events: Mutex<VecDeque<Event>>,
+    pub service: RwLock<Option<Arc<dyn Service>>>,
+    pub receptions: Receptions,
+    /// The last change of membership of this mastership.
+    pub changed: Mutex<Option<Vlsn>>,
+    pub handover: Mutex<Option<Arc<Handover>>>,
+    /// When a write failed for want of space or worse.
+    pub trouble: AtomicU64,
+    /// When the engine last had all that was known to be committed.
+    pub caught_up: AtomicU64,
+}
+
+/// Whom to dial next.
+#[derive(Default)]
+pub(super) struct Whom {
+    /// Somebody said that this is the master.
+    hint: Option<Address>,
+    /// Counts those who were tried for want of better knowledge.
+    turn: usize,
+}
+
+impl Shared {
+    /// The mastership, if this node leads.
+    pub fn lead(&self) -> Option<Arc<Lead>> {
+        self.lead.read().clone()
+    }
+
+    pub fn tell(&self, event: Event) {
+        let mut events = self.events.lock();
+        if events.len() == MAX_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(event);
+        drop(events);
+        self.election.poke();
+    }
+
+    /// What this node is doing.
+    pub fn part(&self) -> Part {
+        if self.core.poison.reason().is_some() {
+            return Part::Failed;
+        }
+        match self.election.phase() {
+            Phase::Leading { .. } => Part::Master,
+            Phase::Standing(_) => Part::Candidate,
+            Phase::Following if self.election.master().is_some() => Part::Replica,
+            Phase::Following => Part::Waiting,
+        }
+    }
+
+    /// The master as far as this node knows, and where it listens.
+    pub fn master_hint(&self) -> Option<(NodeId, Option<Address>)> {
+        let master = self.election.master()?;
+        let address = self.roll.members().find(&master).and_then(|member| member.address.clone());
+        Some((master, address))
+    }
+
+    /// Puts the last member list of the log in force.
+    pub fn reload_members(&self) {
+        for vlsn in self.core.log.memberships().into_iter().rev() {
+            let payload = match self.core.log.payload(vlsn) {
+                Ok(payload) => payload,
+                Err(error) => {
+                    self.core.poison.strike(&Stop::failed(error));
+                    return;
+                }
+            };
+            match Members::decode(&payload) {
+                Ok(members) => {
+                    self.roll.set(Arc::new(members));
+                    return;
+                }
+                Err(error) => {
+                    self.core.poison.strike(&Stop::failed(error));
+                    return;
+                }
+            }
+        }
+        // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
+        let founded = self.election.state().state().standing.counts();
+        self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
+    }
+
+    pub fn poke_receive(&self) {
+        if let Some(receive) = self.receive.get() {
+            receive.poke();
+        }
+    }
+
+    /// Tries the next connection at once.
+    pub fn hurry(&self) {
+        if let Some(following) = self.following.get() {
+            following.hurry();
+        }
+        self.poke_receive();
+    }
+
+    /// The master told that it leads.
+    pub fn announced(
+        &self,
+        term: Term,
+        master: &NodeId,
+        address: Option<&Address>,
+    ) -> Result<(), EnterError> {
+        let known = self.election.master().as_ref() == Some(master) && self.election.term() == term;
+        self.election.enter(term, master)?;
+        if !known {
+            if let Some(address) = address {
+                self.whom.lock().hint = Some(address.clone());
+            }
+            self.tell(Event::Part { part: self.part(), term, master: Some(master.clone()) });
+            self.hurry();
+        }
+        Ok(())
+    }
+
+    /// Ends the relay, if there is one. Its threads are joined later.
+    pub fn end_relay(&self) {
+        if let Some(relay) = self.relay.lock().take() {
+            relay.depose(None);
+            self.retired.lock().push(relay);
+        }
+    }
+
+    /// Cuts this node's ties: it has failed.
+    pub fn sever(&self) {
+        if let Some(lead) = self.lead() {
+            lead.feeders.depose(None);
+        }
+        self.end_relay();
+        if let Some(following) = self.following.get() {
+            following.close();
+        }
+        self.election.poke();
+    }
+}
+
+/// The node, as its election and its receive worker see it: gone when it is.
+#[derive(Clone)]
+pub(super) struct Ties(pub Weak<Shared>);
+
+impl Office for Ties {
+    fn log_end(&self) -> LogEnd {
+        let Some(node) = self.0.upgrade() else { return LogEnd::EMPTY };
+        if node.own.role == Role::Arbiter {
+            return node.election.state().state().mark;
+        }
+        LogEnd::of(node.core.log.last())
+    }
+
+    fn able(&self) -> bool {
+        let Some(node) = self.0.upgrade() else { return false };
+        let trouble = node.trouble.load(Ordering::Relaxed);
+        let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
+        node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent
+    }
+
+    fn members(&self) -> Arc<Members> {
+        self.0.upgrade().map_or_else(|| Arc::new(Members::unknown()), |node| node.roll.members())
+    }
+
+    fn leave(&self, newer: Term) {
+        let Some(node) = self.0.upgrade() else { return };
+        node.end_relay();
+        if let Some(following) = node.following.get() {
+            following.leave(newer);
+        }
+        node.poke_receive();
+    }
+
+    fn take_office(&self, term: Term) -> bool {
+        let Some(node) = self.0.upgrade() else { return false };
+        let opening = match open_term(&node.core, term) {
+            Ok(opening) => opening,
+            Err(error) => {
+                log::error!("{} won term {term} and can't write: {error}", node.own.id);
+                node.trouble.store(node.core.clock.now().as_nanos(), Ordering::Relaxed);
+                return false;
+            }
+        };
+        if node.core.log.memberships().is_empty() {
+            // The group's first master writes down whom it was founded with.
+            let payload = node.roll.members().encode();
+            let entry = crate::entry::NewEntry { kind: EntryKind::MEMBERSHIP, txn: None, payload: &payload };
+            if let Err(error) = node.core.log.append(term, &[entry]) {
+                log::error!("{} can't write the member list: {error}", node.own.id);
+                return false;
+            }
+        }
+        let weak = self.0.clone();
+        let on_fence = Box::new(move |newer: Term| {
+            if let Some(node) = weak.upgrade()
+                && let Err(error) = node.election.newer(newer)
+            {
+                log::error!("a newer term was not entered: {error}");
+            }
+        });
+        let lead = match Lead::new(&node.core, Arc::clone(&node.roll), &opening, on_fence) {
+            Ok(lead) => Arc::new(lead),
+            Err(error) => {
+                log::error!("{} can't lead: {error}", node.own.id);
+                return false;
+            }
+        };
+        lead.feeders.own_progress();
+        *node.changed.lock() = None;
+        *node.lead.write() = Some(lead);
+        log::info!("{} is master in term {term} from VLSN {}", node.own.id, opening.start);
+        node.tell_later(Event::Part { part: Part::Master, term, master: Some(node.own.id.clone()) });
+        true
+    }
+
+    fn step_down(&self, newer: Option<Term>) {
+        let Some(node) = self.0.upgrade() else { return };
+        let Some(lead) = node.lead.write().take() else { return };
+        // First, so that whoever is told that it was deposed finds nothing going on.
+        node.core.log.fence(lead.term.next());
+        lead.feeders.depose(newer);
+        node.retired.lock().push(lead.feeders.clone());
+        node.tell_later(Event::Part { part: Part::Waiting, term: newer.unwrap_or(lead.term), master: None });
+        if let Some(following) = node.following.get() {
+            following.hurry();
+        }
+        node.poke_receive();
+    }
+
+    fn contact(&self, now: Deadline) -> Deadline {
+        let lead = self.0.upgrade().and_then(|node| node.lead());
+        lead.map_or(Deadline::from_nanos(0), |lead| lead.feeders.gates().contact_at(now))
+    }
+}
+
+/// How long a node whose disk refused a write does not stand for election.
+const TROUBLE_FOR: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Shared {
+    /// Like [`tell`](Shared::tell), with the election's lock held: its worker looks around anyway.
+    fn tell_later(&self, event: Event) {
+        let mut events = self.events.lock();
+        if events.len() == MAX_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(event);
+    }
+}
+
+impl Guide for Ties {
+    fn upstream(&self) -> Option<Address> {
+        let node = self.0.upgrade()?;
+        if let Some(address) = &node.fed_by {
+            return Some(address.clone());
+        }
+        if !matches!(node.election.phase(), Phase::Following) {
+            return None;
+        }
+        let mut whom = node.whom.lock();
+        if let Some(hint) = whom.hint.take() {
+            return Some(hint);
+        }
+        let members = node.roll.members();
+        let master = node.election.master();
+        if let Some(address) = master.and_then(|id| members.find(&id)?.address.clone()) {
+            return Some(address);
+        }
+        let others = members.iter().filter(|member| member.id != node.own.id);
+        let mut all: Vec<Address> = others.filter_map(|member| member.address.clone()).collect();
+        for seed in node.seeds.iter().filter(|seed| Some(*seed) != node.own.address.as_ref()) {
+            if !all.contains(seed) {
+                all.push(seed.clone());
+            }
+        }
+        if all.is_empty() {
+            return None;
+        }
+        whom.turn += 1;
+        Some(all[whom.turn % all.len()].clone())
+    }
+
+    fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError> {
+        let Some(node) = self.0.upgrade() else { return Err(FollowError::Closing) };
+        let entered = match feed {
+            Feed::Leads => {
+                let before = (node.election.term(), node.election.master());
+                let entered = node.election.enter(term, feeder);
+                if entered.is_ok() && before != (term, Some(feeder.clone())) {
+                    let master = Some(feeder.clone());
+                    node.tell(Event::Part { part: Part::Replica, term, master });
+                }
+                entered
+            }
+            Feed::Follows => node.election.newer(term),
+        };
+        entered.map_err(|error| match error {
+            EnterError::Past(by) => FollowError::Superseded { by },
+            EnterError::Absurd(term) => FollowError::AbsurdTerm(term),
+            EnterError::State(error) => error.into(),
+        })
+    }
+
+    fn heard(&self, feed: Feed) {
+        let Some(node) = self.0.upgrade() else { return };
+        if feed == Feed::Leads {
+            node.election.heard();
+        }
+        let apply = &node.core.apply;
+        if apply.applied.get() >= apply.committed.get() {
+            node.caught_up.store(node.core.clock.now().as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    fn rejected(&self, by: &Address, reason: &RejectReason) -> Retry {
+        let Some(node) = self.0.upgrade() else { return Retry::Later };
+        match reason {
+            RejectReason::NotMaster { hint: Some(hint) } if hint != by => {
+                node.whom.lock().hint = Some(hint.clone());
+                Retry::Now
+            }
+            RejectReason::UnknownNode => {
+                node.ask_to_join(by);
+                Retry::Later
+            }
+            _ => Retry::Later,
+        }
+    }
+
+    fn following(&self, term: Term) {
+        let Some(node) = self.0.upgrade() else { return };
+        if node.own.role == Role::Arbiter {
+            return;
+        }
+        let source = Arc::new(NodeSource::new(node.core.log.clone(), Arc::clone(&node.core.apply)));
+        let poison = Arc::clone(&node.core.poison);
+        let weak = self.0.clone();
+        let hint = Box::new(move || weak.upgrade().and_then(|node| node.master_hint()?.1));
+        let relay = Feeders::relay(
+            Arc::clone(&node.core.config),
+            node.core.identity,
+            Arc::clone(&node.roll),
+            source,
+            Arc::clone(&node.core.host.runtime),
+            term,
+            Arc::clone(&node.core.counters),
+            Box::new(move |stop: &Stop| poison.strike(stop)),
+            hint,
+        );
+        let old = node.relay.lock().replace(relay);
+        if let Some(old) = old {
+            old.depose(None);
+            node.retired.lock().push(old);
+        }
+    }
+
+    fn lost(&self) {
+        let Some(node) = self.0.upgrade() else { return };
+        node.end_relay();
+        node.election.lost(VoteReason::PrimaryFailure);
+    }
+
+    fn before_cut(&self) {
+        if let Some(node) = self.0.upgrade() {
+            node.end_relay();
+        }
+    }
+
+    fn cut(&self, cut: &Truncated) {
+        if let (Some(node), Some(range)) = (self.0.upgrade(), cut.cut) {
+            node.tell(Event::RolledBack { range, saved: cut.saved.clone() });
+        }
+    }
+
+    fn members_changed(&self) {
+        if let Some(node) = self.0.upgrade() {
+            node.reload_members();
+            node.tell(Event::Members(node.roll.members()));
+        }
+    }
+
+    fn stand(&self) {
+        let Some(node) = self.0.upgrade() else { return };
+        let instead_of = node.election.master();
+        node.election.stand(VoteReason::ManualFailover, instead_of);
+    }
+}
+
+/// A connection that nobody here can serve.
+pub(super) fn refuse(channel: &dyn Channel, term: Term, reason: RejectReason) {
+    let mut frame = Vec::new();
+    let reject = crate::wire::message::Message::Reject(crate::wire::message::Reject { reason });
+    reject.encode(term, 0, &mut frame);
+    let _unsaid = channel.send(&[std::io::IoSlice::new(&frame)], crate::clock::Wait::Now);
+    channel.close();
+}

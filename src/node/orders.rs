@@ -1,0 +1,155 @@
+//! What operators order over the wire, and how a node says how it stands.
+
+use std::sync::Arc;
+
+use crate::channel::Channel;
+use crate::clock::Wait;
+use crate::commit::Ticket;
+use crate::ids::{NodeId, Vlsn};
+use crate::members::Health;
+use crate::node::group::Shared;
+use crate::node::handover::{ChangeRefused, Handover};
+use crate::node::lead::WriteRefused;
+use crate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, VoteReason};
+
+/// What came of an order.
+pub(super) enum Obeyed {
+    /// This.
+    Now(ControlReply),
+    /// It takes its time.
+    Later(Pending),
+}
+
+/// An order that is being carried out.
+pub(super) enum Pending {
+    /// A change of members that waits to be committed.
+    Change(Ticket),
+    /// A change of master.
+    Transfer(Arc<Handover>),
+}
+
+impl Pending {
+    /// The answer, if there is one before `wait` ends.
+    pub fn reply(&self, node: &Shared, wait: Wait) -> Option<ControlReply> {
+        match self {
+            Pending::Change(ticket) => {
+                let Some(lead) = node.lead() else {
+                    let unknown = format!("this node was deposed; ask later for {}", ticket.token);
+                    return Some(ControlReply::Refused(unknown));
+                };
+                match lead.feeders.wait(ticket, wait) {
+                    Ok(None) => None,
+                    Ok(Some(_)) => {
+                        Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)))
+                    }
+                    Err(error) => Some(ControlReply::Refused(error.to_string())),
+                }
+            }
+            Pending::Transfer(handover) => match handover.wait(wait)? {
+                Ok(()) => Some(ControlReply::Done(format!("mastership went to {}", handover.to))),
+                Err(error) => Some(ControlReply::Refused(error.to_string())),
+            },
+        }
+    }
+}
+
+impl Shared {
+    /// Hands a connection to whoever feeds. `false`: nobody here does.
+    pub fn feed(&self, channel: &Arc<dyn Channel>, hello: &[u8]) -> bool {
+        if let Some(lead) = self.lead() {
+            lead.feeders.accept(Arc::clone(channel), Some(hello.to_vec()));
+            return true;
+        }
+        match &*self.relay.lock() {
+            Some(relay) => {
+                relay.accept(Arc::clone(channel), Some(hello.to_vec()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub fn obey(&self, order: Order) -> Obeyed {
+        let hint = || ControlReply::NotMaster { hint: self.master_hint().and_then(|(_, address)| address) };
+        let refused = |why: &dyn std::fmt::Display| Obeyed::Now(ControlReply::Refused(why.to_string()));
+        match order {
+            Order::Status => Obeyed::Now(ControlReply::Status(Box::new(self.status()))),
+            Order::Change(change) => match self.change(&change) {
+                Ok(ticket) => Obeyed::Later(Pending::Change(ticket)),
+                Err(ChangeRefused::Write(WriteRefused::NotMaster { .. })) => Obeyed::Now(hint()),
+                Err(error) => refused(&error),
+            },
+            Order::Transfer { .. } if self.lead().is_none() => Obeyed::Now(hint()),
+            Order::Transfer { to, patience } => match self.transfer(to.as_ref(), patience) {
+                Ok(handover) => Obeyed::Later(Pending::Transfer(handover)),
+                Err(error) => refused(&error),
+            },
+            Order::Promote { term } if term == self.election.term() => {
+                self.election.stand(VoteReason::ManualFailover, self.election.master());
+                Obeyed::Now(ControlReply::Done(format!("{} stands for election", self.own.id)))
+            }
+            Order::Demote { term } if self.election.step_down(term, "an operator ordered it") => {
+                Obeyed::Now(ControlReply::Done(format!("{} stepped down in term {term}", self.own.id)))
+            }
+            Order::Promote { term } | Order::Demote { term } => {
+                let ours = self.election.term();
+                refused(&format!(
+                    "term {term} is not the present one of a node that could do this: it is {ours}"
+                ))
+            }
+        }
+    }
+
+    /// How far this node has come.
+    pub fn positions(&self) -> crate::progress::Positions {
+        self.acks.positions()
+    }
+
+    pub fn status(&self) -> NodeStatus {
+        let positions = self.positions();
+        let lead = self.lead();
+        let replicas = lead.as_ref().map(|lead| lead.feeders.status()).unwrap_or_default();
+        let failed = self.core.poison.reason();
+        let health = match (&failed, &lead) {
+            (Some(_), _) => Health::Error,
+            (None, Some(lead)) if lead.feeders.gates().degraded() => Health::Degraded,
+            _ if Vlsn::new(self.core.apply.committed.get()) > positions.applied => Health::CatchingUp,
+            _ => Health::Healthy,
+        };
+        let ack = |at: crate::progress::Positions| Ack {
+            received: at.received,
+            durable: at.durable,
+            applied: at.applied,
+            checkpointed: at.checkpointed,
+        };
+        let member = |id: &NodeId| replicas.iter().find(|one| one.id == *id);
+        let members = self.roll.members();
+        let members = members.iter().map(|one| {
+            let (known, own) = (member(&one.id), one.id == self.own.id);
+            MemberStatus {
+                member: one.clone(),
+                positions: if own {
+                    ack(positions)
+                } else {
+                    known.map_or(Ack::default(), |k| ack(k.positions))
+                },
+                health: if own { Some(health) } else { known.map(|known| known.health) },
+                last_seen: known.and_then(|known| known.last_seen),
+            }
+        });
+        NodeStatus {
+            group: self.core.config.group,
+            node: self.own.id.clone(),
+            role: self.own.role,
+            part: self.part(),
+            standing: self.election.state().state().standing,
+            term: self.election.term(),
+            master: self.election.master(),
+            positions: ack(positions),
+            committed: Vlsn::new(self.core.apply.committed.get()),
+            health,
+            failed,
+            members: members.collect(),
+        }
+    }
+}
