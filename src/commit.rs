@@ -198,6 +198,8 @@ pub struct CommitGates {
     /// Held to add a gate and to close them all. Lock order: `creating`, then `roster`.
     creating: Mutex<()>,
     roster: Mutex<Roster>,
+    /// The latest time of the master's clock since which a majority is known to follow it, in nanoseconds.
+    contact: Arc<Watermark>,
     ended: OnceLock<End>,
 }
 
@@ -210,7 +212,15 @@ impl CommitGates {
         let gates = [const { OnceLock::new() }; CommitGates::MAX];
         gates[0].get_or_init(|| Gate::new(Rule::COMMITTED, mastership.committed));
         let roster = Mutex::new(Roster::new(members, master)?);
-        Some(CommitGates { mastership, gates, creating: Mutex::new(()), roster, ended: OnceLock::new() })
+        let contact = Arc::new(Watermark::new(0));
+        Some(CommitGates {
+            mastership,
+            gates,
+            creating: Mutex::new(()),
+            roster,
+            contact,
+            ended: OnceLock::new(),
+        })
     }
 
     /// The mastership that these gates belong to.
@@ -249,9 +259,56 @@ impl CommitGates {
         self.gate(rule).map(|gate| &gate.reached)
     }
 
-    /// Takes a connection of a voter; see [`Roster::join`].
-    pub fn join(&self, id: &NodeId) -> Option<Seat> {
-        self.roster.lock().join(id)
+    /// Puts another member list in force, and recomputes the gates; see [`Roster::set_members`].
+    pub fn set_members(&self, members: &Members) {
+        self.recompute(|roster| {
+            roster.set_members(members);
+            true
+        });
+        self.note_contact();
+    }
+
+    /// Takes a connection of a voter, whose acks count at once or when [`admit_seat`](CommitGates::admit_seat) says so;
+    /// see [`Roster::join`].
+    pub fn join(&self, id: &NodeId, counts: bool) -> Option<Seat> {
+        self.roster.lock().join(id, counts)
+    }
+
+    /// Lets what this connection acknowledged, and will, count; see [`Roster::admit`].
+    pub fn admit_seat(&self, seat: Seat) {
+        if self.recompute(|roster| roster.admit(seat)) {
+            self.note_contact();
+        }
+    }
+
+    /// Takes a voter's answer to a heartbeat that the master sent at this time of its clock, in nanoseconds.
+    pub fn heard(&self, seat: Seat, clock: u64) {
+        if self.roster.lock().heard(seat, clock) {
+            self.note_contact();
+        }
+    }
+
+    /// Since when a majority of the voters, the master included if it is one, is known to follow it: the latest time of
+    /// its clock, in nanoseconds, such that each of them answered a heartbeat that was sent then or later. 0 while that
+    /// is not so in this term. For a master that makes a majority by itself nobody raises this but
+    /// [`contact_at`](CommitGates::contact_at).
+    pub fn contact(&self) -> &Arc<Watermark> {
+        &self.contact
+    }
+
+    /// The contact, at the present time of the master's clock: `now` itself while the master makes a majority alone.
+    pub fn contact_at(&self, now: Deadline) -> Deadline {
+        if self.roster.lock().alone() {
+            // Whoever looks later, when others vote too, finds how long this was so.
+            self.contact.advance(now.as_nanos());
+            return now;
+        }
+        Deadline::from_nanos(self.contact.get())
+    }
+
+    fn note_contact(&self) {
+        let since = self.roster.lock().contact();
+        self.contact.advance(since);
     }
 
     /// Ends a voter's connection; see [`Roster::leave`].
@@ -339,6 +396,7 @@ impl CommitGates {
         let _creating = self.creating.lock();
         self.ended.get_or_init(|| end);
         self.existing().for_each(|gate| gate.reached.close());
+        self.contact.close();
     }
 
     /// Whether any rule's semi-sync commits missed their timeout and its replicas have not caught up.
@@ -428,7 +486,7 @@ impl CommitGates {
         let (acked_by, needed) = if ticket.token.term == self.mastership.term {
             roster.who_has(ticket.token.vlsn, rule)
         } else {
-            (Vec::new(), crate::quorum::needed(rule.quorum, roster.voters().count()))
+            (Vec::new(), roster.needed(rule.quorum))
         };
         Undecided { token: ticket.token, rule, acked_by, needed }
     }

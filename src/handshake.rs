@@ -6,7 +6,7 @@
 use crate::ballot::HIGHEST_TERM;
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
-use crate::members::{Member, Standing};
+use crate::members::{Member, Members, Standing};
 use crate::wire::frame::VERSION;
 use crate::wire::message::{Capabilities, Feed, Hello, RejectReason, Welcome};
 
@@ -19,26 +19,28 @@ pub struct Identity {
     pub session: u64,
 }
 
-/// The replica's opening words. `last` is the last entry of its log.
-pub fn hello(config: &CheckedConfig, own: Identity, standing: Standing, last: Option<Position>) -> Hello {
-    let (role, region) = match config.members.find(&config.node) {
-        Some(Member { role, region, .. }) => (*role, region.clone()),
-        None => unreachable!("a checked configuration lists its own node"),
-    };
+/// The opening words of the replica `who`, as it says itself. `last` is the last entry of its log.
+pub fn hello(
+    config: &CheckedConfig,
+    who: &Member,
+    own: Identity,
+    standing: Standing,
+    last: Option<Position>,
+) -> Hello {
     Hello {
         versions: (VERSION, VERSION),
         group: config.group,
         node: config.node.clone(),
         incarnation: own.incarnation,
         session: own.session,
-        role,
-        region,
+        role: who.role,
+        region: who.region.clone(),
         slot: config.slot.clone(),
         capabilities: capabilities(config),
         max_frame: config.max_frame,
         last,
         standing,
-        address: config.listen.clone(),
+        address: who.address.clone(),
     }
 }
 
@@ -50,14 +52,16 @@ fn capabilities(config: &CheckedConfig) -> Capabilities {
     }
 }
 
-/// The master's answer to a hello.
+/// The answer to a hello of the master, or of a replica that passes on what it has, by the member list in force.
 ///
 /// # Errors
 /// The reason to refuse, as the replica is told it.
 pub fn judge_hello(
     config: &CheckedConfig,
+    members: &Members,
     own: Identity,
     term: Term,
+    feed: Feed,
     hello: &Hello,
 ) -> Result<Welcome, RejectReason> {
     if hello.group != config.group {
@@ -70,7 +74,7 @@ pub fn judge_hello(
     if hello.node == config.node {
         return Err(RejectReason::OwnName);
     }
-    let Some(member) = config.members.find(&hello.node) else {
+    let Some(member) = members.find(&hello.node) else {
         return Err(RejectReason::UnknownNode);
     };
     if member.role != hello.role || member.region != hello.region {
@@ -87,7 +91,7 @@ pub fn judge_hello(
         capabilities: hello.capabilities.intersection(capabilities(config)),
         max_frame: hello.max_frame.min(config.max_frame),
         heartbeat: config.heartbeat,
-        feed: Feed::Leads,
+        feed,
     })
 }
 
@@ -101,7 +105,7 @@ pub enum WelcomeError {
         chosen: u8,
     },
     /// The other end is not in our member list.
-    #[error("{0} is not among the members of this node's configuration")]
+    #[error("{0} is not among the members that this node knows")]
     UnknownMaster(crate::ids::NodeId),
     /// It claims something that we did not offer.
     #[error("the master chose capabilities or a frame limit that this node did not offer")]
@@ -124,12 +128,14 @@ pub enum WelcomeError {
     },
 }
 
-/// Whether the replica accepts the welcome of the master of `theirs`, having seen terms up to `ours`.
+/// Whether the replica accepts the welcome of a node in term `theirs`, by the members that it knows, having seen terms
+/// up to `ours`.
 ///
 /// # Errors
 /// [`WelcomeError`].
 pub fn judge_welcome(
     config: &CheckedConfig,
+    members: &Members,
     ours: Term,
     theirs: Term,
     welcome: &Welcome,
@@ -137,7 +143,8 @@ pub fn judge_welcome(
     if welcome.version != VERSION {
         return Err(WelcomeError::Version { chosen: welcome.version });
     }
-    if config.members.find(&welcome.node).is_none() {
+    // A node that joins does not know anybody yet.
+    if members.iter().next().is_some() && members.find(&welcome.node).is_none() {
         return Err(WelcomeError::UnknownMaster(welcome.node.clone()));
     }
     let offered = capabilities(config);
@@ -160,7 +167,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::ids::{GroupId, NodeId, Vlsn};
-    use crate::members::{Members, Role};
+    use crate::members::{Change, Role};
 
     fn config(node: &str) -> CheckedConfig {
         let id = |name| NodeId::new(name).unwrap();
@@ -173,16 +180,48 @@ mod tests {
     const OWN: Identity = Identity { incarnation: 1, session: 2 };
 
     fn judge(change: impl FnOnce(&mut Hello)) -> Result<Welcome, RejectReason> {
-        let mut hello = hello(&config("r"), OWN, Standing::Full { since: Term::NONE }, None);
+        let mut hello = hello(
+            &config("r"),
+            &Member::electable(NodeId::new("r").unwrap()),
+            OWN,
+            Standing::Full { since: Term::NONE },
+            None,
+        );
         change(&mut hello);
-        judge_hello(&config("m"), OWN, Term::new(3), &hello)
+        let config = config("m");
+        judge_hello(&config, &config.members, OWN, Term::new(3), Feed::Leads, &hello)
+    }
+
+    #[test]
+    fn the_list_in_force_decides_and_not_the_configuration() {
+        let config = config("m");
+        let hello = hello(
+            &self::config("r"),
+            &Member::electable(NodeId::new("r").unwrap()),
+            OWN,
+            Standing::Newcomer,
+            None,
+        );
+        let judged = |list: &Members| judge_hello(&config, list, OWN, Term::new(3), Feed::Follows, &hello);
+        let r = NodeId::new("r").unwrap();
+        let without = config.members.changed(&Change::Remove(r.clone())).unwrap();
+        assert_eq!(judged(&without), Err(RejectReason::UnknownNode));
+        // A learner is taken in as what it will be, even before its standing counts.
+        let learner = without.changed(&Change::Add(Member::electable(r.clone()))).unwrap();
+        assert_eq!(judged(&learner).map(|welcome| welcome.feed), Ok(Feed::Follows));
+        let other = Member { role: Role::Secondary, ..Member::electable(r) };
+        let other = without.changed(&Change::Add(other)).unwrap();
+        assert_eq!(judged(&other), Err(RejectReason::MemberDiffers));
     }
 
     #[test]
     fn two_members_of_a_group_agree() {
         let welcome = judge(|_| ()).unwrap();
         assert_eq!(welcome.version, VERSION);
-        assert_eq!(judge_welcome(&config("r"), Term::new(3), Term::new(3), &welcome), Ok(()));
+        assert_eq!(
+            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(3), &welcome),
+            Ok(())
+        );
     }
 
     #[test]
@@ -206,8 +245,9 @@ mod tests {
     #[test]
     fn a_replica_refuses_a_stale_or_strange_master() {
         let welcome = judge(|_| ()).unwrap();
-        let verdict =
-            |term, welcome: &Welcome| judge_welcome(&config("r"), Term::new(3), Term::new(term), welcome);
+        let verdict = |term, welcome: &Welcome| {
+            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(term), welcome)
+        };
         assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
         assert!(matches!(verdict(u32::MAX, &welcome), Err(WelcomeError::AbsurdTerm { .. })));
         let strange = Welcome { node: NodeId::new("x").unwrap(), ..welcome.clone() };

@@ -93,6 +93,7 @@ pub mod address;
 mod apply;
 pub mod ballot;
 pub mod channel;
+pub mod client;
 pub mod clock;
 pub mod commit;
 pub mod config;
@@ -129,6 +130,7 @@ pub mod worker;
 
 pub use address::Address;
 pub use channel::Channel;
+pub use client::{Client, ClientError};
 pub use clock::Wait;
 pub use commit::{CommitError, Ticket};
 pub use config::{Compression, Config, ConfigError, Plaintext};

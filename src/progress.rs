@@ -37,6 +37,11 @@ impl Positions {
         }
     }
 
+    /// Whether this is what an arbiter may say: it holds no data, and says what it has when it is on its disk.
+    pub fn is_mark(&self) -> bool {
+        self.received == self.durable && self.applied.is_none() && self.checkpointed.is_none()
+    }
+
     /// The higher of the two in every field.
     #[must_use]
     pub fn max(self, other: Positions) -> Positions {
@@ -71,6 +76,14 @@ pub enum AckError {
         bound_level: Level,
         /// The position there.
         bound: Option<Vlsn>,
+    },
+    /// It is an arbiter's, and claims more than a mark.
+    #[error("the arbiter acknowledges VLSN {} as received and {} as durable: it has nothing but what is durable, and no engine", number(*.received), number(*.durable))]
+    NoMark {
+        /// What it claims to have received.
+        received: Option<Vlsn>,
+        /// What it claims to be durable.
+        durable: Option<Vlsn>,
     },
     /// One of its positions is below what was acknowledged before on this connection.
     #[error("the replica acknowledges VLSN {} as {level}, after it had acknowledged {}", number(*.to), number(*.from))]

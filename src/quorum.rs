@@ -1,7 +1,8 @@
 //! Quorums: from what each voter acknowledged to the position that a rule is satisfied for.
 //!
-//! Values in, decision out. The master is a voter. Its own position bounds every result: without elections the same node
-//! leads again after a crash, and an entry that it lost would be lost for all.
+//! Values in, decision out. The master's own position bounds every result, even when it counts for nothing as it has
+//! removed itself: without elections the same node leads again after a crash, and an entry that it lost would be lost for
+//! all.
 
 use std::fmt;
 
@@ -11,11 +12,24 @@ use crate::planted::{self, Bug};
 use crate::policy::{Level, Quorum, Rule};
 use crate::progress::Positions;
 
+/// At which levels a node counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Counts {
+    /// At every level.
+    Fully,
+    /// At [`Level::Durable`] only: an arbiter holds no data, and what it has of an entry is that it was flushed.
+    DurableOnly,
+    /// At none, and it is not one of those of whom a majority is needed: a master that is no member any more.
+    Not,
+}
+
 /// A voter, and what counts of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Voter {
     /// Its name.
     pub id: NodeId,
+    /// At which levels it counts.
+    pub counts: Counts,
     /// Where it stands. A voter with an empty region adds none.
     pub region: String,
     /// What it acknowledged on its present connection. `None` while nothing of it counts, as it is not connected: it
@@ -24,16 +38,29 @@ pub struct Voter {
 }
 
 impl Voter {
-    fn at(&self, level: Level) -> u64 {
-        self.acks.map_or(0, |acks| number(acks.at(level)))
+    /// How far it has come at this level, as far as that counts.
+    pub fn at(&self, level: Level) -> u64 {
+        if self.present_at(level) { self.acks.map_or(0, |acks| number(acks.at(level))) } else { 0 }
+    }
+
+    /// Whether it is connected, and may have anything at this level.
+    fn present_at(&self, level: Level) -> bool {
+        self.acks.is_some() && (self.counts != Counts::DurableOnly || level == Level::Durable)
+    }
+
+    /// Whether it is one of those of whom a majority is needed.
+    pub fn is_counted(&self) -> bool {
+        self.counts != Counts::Not
     }
 }
 
-/// How many voters have to have an entry, the master included. For [`Quorum::Regions`] this is the majority; the
-/// regions come on top.
-pub fn needed(quorum: Quorum, voters: usize) -> usize {
+/// How many voters have to have an entry, the master included if it is one. For [`Quorum::Regions`] this is the
+/// majority; the regions come on top.
+pub fn needed(quorum: Quorum, master: &Voter, others: &[Voter]) -> usize {
+    let own = usize::from(master.is_counted());
+    let voters = others.len() + own;
     match quorum {
-        Quorum::Acks(others) => 1 + usize::from(others),
+        Quorum::Acks(others) => own + usize::from(others),
         Quorum::Majority | Quorum::Regions(_) => voters / 2 + 1,
         Quorum::All => voters,
     }
@@ -45,19 +72,22 @@ pub fn needed(quorum: Quorum, voters: usize) -> usize {
 /// If there are more voters than a group can have members.
 pub fn agreed(rule: Rule, master: &Voter, others: &[Voter]) -> Option<Vlsn> {
     let own = own_position(rule.level, master);
-    let needed = needed(rule.quorum, others.len() + 1);
-    if needed > others.len() + 1 {
+    let needed = needed(rule.quorum, master, others);
+    let voters = others.len() + usize::from(master.is_counted());
+    if needed > voters {
         return None;
     }
-    // (position, voter), the master last: at most 64, on the stack.
-    let mut buffer = [(0_u64, 0_u8); Members::MAX];
-    let ranked = &mut buffer[..=others.len()];
-    for (slot, (voter, index)) in ranked.iter_mut().zip(others.iter().zip(0_u8..)) {
+    // (position, voter), the master last: at most 64 members, and a master that is none; on the stack.
+    let mut buffer = [(0_u64, 0_u8); Members::MAX + 1];
+    for (slot, (voter, index)) in buffer.iter_mut().zip(others.iter().zip(0_u8..)) {
         *slot = (voter.at(rule.level), index);
     }
-    ranked[others.len()] = (own, u8::MAX);
+    buffer[others.len()] = (own, u8::MAX);
+    let ranked = &mut buffer[..voters];
     ranked.sort_unstable_by_key(|(position, _)| std::cmp::Reverse(*position));
     let reached = match rule.quorum {
+        // Nobody else is asked for, by a master that does not count.
+        _ if needed == 0 => own,
         // The master and the n best of the others. Below the bound that follows, the master is always among the best.
         Quorum::Acks(_) | Quorum::Majority | Quorum::All => ranked[needed - 1].0,
         Quorum::Regions(regions) => {
@@ -76,7 +106,8 @@ pub fn agreed(rule: Rule, master: &Voter, others: &[Voter]) -> Option<Vlsn> {
 /// Like [`agreed`], but only entries of the present term count by themselves, the first of which is `term_start`: those
 /// of earlier terms are agreed on when one behind them is.
 pub fn agreed_in_term(rule: Rule, master: &Voter, others: &[Voter], term_start: Vlsn) -> Option<Vlsn> {
-    agreed(rule, master, others).filter(|vlsn| *vlsn >= term_start)
+    let any_term = planted::active(Bug::OldTermCommitted);
+    agreed(rule, master, others).filter(|vlsn| *vlsn >= term_start || any_term)
 }
 
 fn own_position(level: Level, master: &Voter) -> u64 {
@@ -140,13 +171,14 @@ impl std::error::Error for InsufficientReplicas {}
 /// # Errors
 /// [`InsufficientReplicas`].
 pub fn reachable(rule: Rule, master: &Voter, others: &[Voter]) -> Result<(), InsufficientReplicas> {
-    let present = || std::iter::once(master).chain(others.iter().filter(|voter| voter.acks.is_some()));
+    let all = || std::iter::once(master).filter(|master| master.is_counted()).chain(others);
+    let present = || all().filter(|voter| voter.present_at(rule.level));
     let connected = present().count();
     let regions = present()
         .enumerate()
         .filter(|(at, voter)| is_new_region(&voter.region, present().take(*at).map(|v| v.region.as_str())))
         .count();
-    let needed = needed(rule.quorum, others.len() + 1);
+    let needed = needed(rule.quorum, master, others);
     let wanted_regions = match rule.quorum {
         Quorum::Regions(wanted) => usize::from(wanted),
         Quorum::Acks(_) | Quorum::Majority | Quorum::All => 0,
@@ -177,10 +209,13 @@ impl fmt::Display for Describe<'_> {
         let mut voters: Vec<&Voter> = std::iter::once(self.master).chain(self.others).collect();
         voters.sort_by_key(|voter| std::cmp::Reverse(voter.at(level)));
         let tip = voters.iter().map(|voter| voter.at(level)).max().unwrap_or(0);
-        let low = voters.iter().filter(|v| v.acks.is_some()).map(|v| v.at(level)).min().unwrap_or(0);
+        let low = voters.iter().filter(|v| v.present_at(level)).map(|v| v.at(level)).min().unwrap_or(0);
         for voter in voters {
             let mark = if voter.id == self.master.id { '*' } else { ' ' };
             match voter.acks {
+                Some(_) if !voter.present_at(level) => {
+                    writeln!(f, "{mark} {:<12} - does not count when {level}", voter.id)?;
+                }
                 None => writeln!(f, "{mark} {:<12} ? not connected", voter.id)?,
                 Some(_) => {
                     let at = voter.at(level);
@@ -206,7 +241,7 @@ mod tests {
             let at = Vlsn::new(at);
             Positions { received: at, durable: at, applied: at, checkpointed: at }
         });
-        Voter { id: NodeId::new(name).unwrap(), region: region.into(), acks }
+        Voter { id: NodeId::new(name).unwrap(), counts: Counts::Fully, region: region.into(), acks }
     }
 
     /// What voters at these positions agree on, in regions named by one letter; the master comes first.
@@ -277,6 +312,33 @@ mod tests {
     }
 
     #[test]
+    fn an_arbiter_counts_when_durable_and_has_nothing_else() {
+        let arbiter = Voter { counts: Counts::DurableOnly, ..voter("c", "", Some(9)) };
+        let (master, others) = (voter("a", "", Some(9)), [voter("b", "", None), arbiter]);
+        for level in [Level::Received, Level::Durable, Level::Applied, Level::Checkpointed] {
+            let rule = Rule { quorum: Quorum::Majority, level };
+            let durable = level == Level::Durable;
+            assert_eq!(agreed(rule, &master, &others), Vlsn::new(9).filter(|_| durable), "{level}");
+            assert_eq!(reachable(rule, &master, &others).is_ok(), durable, "{level}");
+        }
+    }
+
+    #[test]
+    fn a_master_that_is_no_voter_bounds_and_is_not_counted() {
+        let gone = |at| Voter { counts: Counts::Not, ..voter("a", "m", Some(at)) };
+        let others = [voter("b", "eu", Some(7)), voter("c", "eu", Some(4)), voter("d", "us", None)];
+        let rule = |quorum| Rule { quorum, level: Level::Durable };
+        let agree = |quorum, at| number(agreed(rule(quorum), &gone(at), &others));
+        assert_eq!(agree(Quorum::Majority, 9), 4, "two of three, without the master");
+        assert_eq!(agree(Quorum::Majority, 3), 3, "its own position bounds");
+        assert_eq!(agree(Quorum::Acks(1), 9), 7);
+        assert_eq!(agree(Quorum::Acks(0), 9), 9);
+        assert_eq!(agree(Quorum::Regions(2), 9), 0, "its region adds none");
+        assert_eq!(reachable(rule(Quorum::All), &gone(9), &others).unwrap_err().needed, 3);
+        assert_eq!(agreed(rule(Quorum::Majority), &gone(9), &[]), None);
+    }
+
+    #[test]
     fn a_quorum_is_drawn_with_who_is_where() {
         let (master, others) = (voter("a", "", Some(9)), [voter("b", "", None), voter("c", "", Some(7))]);
         let text = Describe { rule: Rule::COMMITTED, master: &master, others: &others }.to_string();
@@ -289,10 +351,16 @@ mod tests {
 
     /// Tries every position from the top, and counts who has it.
     fn naive(rule: Rule, master: &Voter, others: &[Voter]) -> u64 {
-        let has = |voter: &&Voter, vlsn: u64| voter.at(rule.level) >= vlsn;
+        let has = |voter: &&Voter, vlsn: u64| {
+            let nothing = voter.counts == Counts::DurableOnly && rule.level != Level::Durable;
+            !nothing && voter.acks.is_some_and(|acks| number(acks.at(rule.level)) >= vlsn)
+        };
+        let own = usize::from(master.counts != Counts::Not);
         let satisfied = |vlsn: u64| {
             let acks = others.iter().filter(|voter| has(voter, vlsn)).count();
-            let mut regions: Vec<&str> = std::iter::once(master)
+            let mut regions: Vec<&str> = Some(master)
+                .filter(|_| own == 1)
+                .into_iter()
                 .chain(others)
                 .filter(|voter| has(voter, vlsn))
                 .map(|voter| voter.region.as_str())
@@ -300,7 +368,7 @@ mod tests {
                 .collect();
             regions.sort_unstable();
             regions.dedup();
-            let majority = 2 * (acks + 1) > others.len() + 1;
+            let majority = 2 * (acks + own) > others.len() + own;
             has(&master, vlsn)
                 && match rule.quorum {
                     Quorum::Acks(n) => acks >= usize::from(n),
@@ -324,6 +392,11 @@ mod tests {
         (quorum, level).prop_map(|(quorum, level)| Rule { quorum, level })
     }
 
+    fn any_master() -> impl Strategy<Value = Voter> {
+        let counts = prop::sample::select(vec![Counts::Fully, Counts::Not]);
+        (counts, any_voter()).prop_map(|(counts, voter)| Voter { counts, ..voter })
+    }
+
     fn any_voter() -> impl Strategy<Value = Voter> {
         let acks = prop::option::of(prop::array::uniform4(0_u64..12).prop_map(|[r, d, a, c]| Positions {
             received: Vlsn::new(r),
@@ -332,14 +405,19 @@ mod tests {
             checkpointed: Vlsn::new(c),
         }));
         let region = prop::sample::select(vec!["", "eu", "us", "ap"]);
-        (region, acks).prop_map(|(region, acks)| Voter { acks, ..voter("n", region, None) })
+        let counts = prop::sample::select(vec![Counts::Fully, Counts::Fully, Counts::DurableOnly]);
+        (region, counts, acks).prop_map(|(region, counts, acks)| Voter {
+            counts,
+            acks,
+            ..voter("n", region, None)
+        })
     }
 
     proptest! {
         #[test]
         fn agreed_is_what_counting_every_position_finds(
             rule in any_rule(),
-            master in any_voter(),
+            master in any_master(),
             others in prop::collection::vec(any_voter(), 0..8),
         ) {
             prop_assert_eq!(number(agreed(rule, &master, &others)), naive(rule, &master, &others));
@@ -348,7 +426,7 @@ mod tests {
         #[test]
         fn what_is_agreed_on_was_reachable(
             rule in any_rule(),
-            master in any_voter(),
+            master in any_master(),
             others in prop::collection::vec(any_voter(), 0..8),
         ) {
             if agreed(rule, &master, &others).is_some() {
@@ -377,5 +455,15 @@ mod tests {
         planted::plant(Some(Bug::MasterNotInQuorum));
         assert_eq!(agreed(Rule::COMMITTED, &master, &others), Vlsn::new(9));
         planted::plant(None);
+    }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_planted_bug_commits_an_entry_of_an_earlier_term_by_itself() {
+        let (master, others) = (voter("a", "", Some(9)), [voter("b", "", Some(6)), voter("c", "", None)]);
+        planted::plant(Some(Bug::OldTermCommitted));
+        let old = agreed_in_term(Rule::COMMITTED, &master, &others, Vlsn::new(7).unwrap());
+        planted::plant(None);
+        assert_eq!(old, Vlsn::new(6));
     }
 }

@@ -3,7 +3,7 @@
 //! The replica sends [`Syncup`]; the master answers [`Matchpoint`], [`NeedSnapshot`] or [`Behind`]; the replica compares
 //! the CRC of its own entry there, cuts what it has beyond, and states by its first ack what it proved to have.
 
-use crate::ids::{Position, Term, Vlsn};
+use crate::ids::{Position, Vlsn};
 use crate::log::Log;
 use crate::log::scanner::ScanError;
 use crate::matchpoint::{BadHistory, History, Standing, Verdict, matchpoint};
@@ -39,18 +39,19 @@ pub enum AnswerError {
     Scan(#[from] ScanError),
 }
 
-/// The half of a master that leads in `term`: `ours` is its log's history, and `position_at` reads one of its entries.
+/// The half of the feeding node: `ours` is its log's history, `standing` its right to order a cut, and `position_at`
+/// reads one of its entries.
 ///
 /// # Errors
 /// [`AnswerError`].
 pub fn answer(
     ours: &History,
-    term: Term,
+    standing: Standing,
     asked: &Syncup,
     position_at: impl FnOnce(Vlsn) -> Result<Position, ScanError>,
 ) -> Result<Answer, AnswerError> {
     let theirs = History::new(None, &asked.history, asked.last.map(|last| last.vlsn))?;
-    Ok(match matchpoint(ours, &theirs, Standing::Leads(term)) {
+    Ok(match matchpoint(ours, &theirs, standing) {
         Verdict::Match(None) => Answer::Match(Matchpoint { at: None }),
         Verdict::Match(Some((_, vlsn))) => Answer::Match(Matchpoint { at: Some(position_at(vlsn)?) }),
         Verdict::NeedSnapshot { oldest } => Answer::NeedSnapshot(NeedSnapshot { oldest: Some(oldest) }),

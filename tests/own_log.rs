@@ -20,6 +20,7 @@ use quorate::handshake::Identity;
 use quorate::log::ScanError;
 use quorate::log::scanner::Run;
 use quorate::matchpoint::{BadHistory, History};
+use quorate::members::Roll;
 use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
     FeederState, FollowError, LogScanner, NewEntry, Outcome, Policy, Position, Positions, ReplicaState,
@@ -168,6 +169,7 @@ fn feeders(group: &Group, log: &OwnLog, term_start: Vlsn) -> Feeders {
     Feeders::new(
         config,
         Identity { incarnation: 1, session: 1 },
+        Arc::new(Roll::new(group.members.clone())),
         Arc::new(log.clone()),
         Arc::new(ThreadRuntime),
         Arc::new(gates),
@@ -191,7 +193,7 @@ fn an_engine_that_keeps_its_own_log_feeds_a_replica_and_commits() {
     let feeders = feeders(&group, &log, v(1));
     let replica = group.replica("a", &its);
     let (here, there) = channel::local::pair("own");
-    feeders.accept(here);
+    feeders.accept(here, None);
     replica.follow(there);
     feeders.own_progress();
     until("the backlog is there", || replica.last().map(|last| last.vlsn) == Some(v(1000)));
@@ -232,7 +234,7 @@ fn a_chain_that_starts_anywhere_is_followed_by_a_log_that_stands_there() {
     let feeders = feeders(&group, &log, v(51));
     let replica = group.replica("a", &its);
     let (here, there) = channel::local::pair("own");
-    feeders.accept(here);
+    feeders.accept(here, None);
     replica.follow(there);
     feeders.own_progress();
     assert_eq!(feeders.wait(&ticket(v(100)), patience()).unwrap(), Some(Outcome::Committed));
@@ -250,7 +252,7 @@ fn a_replica_that_needs_what_an_engine_has_forgotten_is_told_so() {
     let feeders = feeders(&group, &log, v(51));
     let replica = group.replica("a", &Arc::default());
     let (here, there) = channel::local::pair("own");
-    feeders.accept(here);
+    feeders.accept(here, None);
     replica.follow(there);
     until(
         "it is told",
@@ -270,7 +272,7 @@ fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
     let feeders = feeders(&group, &log, v(1));
     let replica = group.replica("a", &its);
     let (here, there) = channel::local::pair("first");
-    feeders.accept(here);
+    feeders.accept(here, None);
     replica.follow(Arc::clone(&there));
     feeders.own_progress();
     let pinned = || log.pins.lock().get("a").copied();
@@ -281,7 +283,7 @@ fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
     // The pin is given up under the lock that the next connection needs: it goes on before that one comes.
     log.held.store(false, Ordering::SeqCst);
     let (here, there) = channel::local::pair("second");
-    feeders.accept(here);
+    feeders.accept(here, None);
     replica.follow(there);
     until("it is fed again", || feeders.status()[0].state == FeederState::Streaming);
     assert_eq!(pinned(), Some(v(11)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::deadline_in;
-use crate::members::Member;
+use crate::members::{Change, Member};
 use crate::policy::{Level, Quorum};
 
 const TERM: Term = Term::new(3);
@@ -26,13 +26,15 @@ fn at(seconds: u64) -> Deadline {
     Deadline::from_nanos(0) + Duration::from_secs(seconds)
 }
 
+fn gates_members() -> Members {
+    Members::new(["a", "b", "c", "d", "e"].map(|name| Member::electable(id(name))).into()).unwrap()
+}
+
 /// Gates of five voters, a to e, of which a leads from VLSN 10 on, in a log that is committed up to 8.
 fn gates() -> CommitGates {
-    let members = ["a", "b", "c", "d", "e"].map(|name| Member::electable(id(name)));
-    let members = Members::new(members.into()).unwrap();
     let group = GroupId::from_bits(1);
     let mastership = Mastership { group, term: TERM, term_start: v(10), committed: Some(v(8)) };
-    let gates = CommitGates::new(mastership, &members, &id("a")).unwrap();
+    let gates = CommitGates::new(mastership, &gates_members(), &id("a")).unwrap();
     gates.master_at(durable(100));
     gates
 }
@@ -52,7 +54,7 @@ fn poll(gates: &CommitGates, vlsn: u64, policy: Policy, now: u64) -> Option<Outc
 #[test]
 fn committed_is_said_only_when_a_majority_has_it_durable() {
     let gates = gates();
-    let (b, c) = (gates.join(&id("b")).unwrap(), gates.join(&id("c")).unwrap());
+    let (b, c) = (gates.join(&id("b"), true).unwrap(), gates.join(&id("c"), true).unwrap());
     assert_eq!(poll(&gates, 12, Policy::Async, 0), Some(Outcome::Acked));
     assert_eq!(poll(&gates, 12, ONE_RECEIVED, 0), None);
     gates.acknowledge(b, durable(12));
@@ -69,7 +71,7 @@ fn committed_is_said_only_when_a_majority_has_it_durable() {
 #[test]
 fn committed_of_earlier_terms_stands_until_the_term_has_its_own() {
     let gates = gates();
-    let seats = ["b", "c"].map(|name| gates.join(&id(name)).unwrap());
+    let seats = ["b", "c"].map(|name| gates.join(&id(name), true).unwrap());
     seats.iter().for_each(|seat| assert!(gates.acknowledge(*seat, durable(9))));
     assert_eq!(gates.committed().get(), 8);
     seats.iter().for_each(|seat| assert!(gates.acknowledge(*seat, durable(10))));
@@ -80,13 +82,13 @@ fn committed_of_earlier_terms_stands_until_the_term_has_its_own() {
 fn committed_never_falls_when_voters_leave() {
     let gates = gates();
     for name in ["b", "c"] {
-        let seat = gates.join(&id(name)).unwrap();
+        let seat = gates.join(&id(name), true).unwrap();
         gates.acknowledge(seat, durable(20));
         if name == "c" {
             assert_eq!(gates.committed().get(), 20);
         }
     }
-    let seat = gates.join(&id("b")).unwrap();
+    let seat = gates.join(&id("b"), true).unwrap();
     gates.acknowledge(seat, durable(15));
     assert_eq!(gates.committed().get(), 20);
 }
@@ -94,7 +96,7 @@ fn committed_never_falls_when_voters_leave() {
 #[test]
 fn a_gate_made_late_knows_what_was_acknowledged_before() {
     let gates = gates();
-    gates.acknowledge(gates.join(&id("b")).unwrap(), durable(12));
+    gates.acknowledge(gates.join(&id("b"), true).unwrap(), durable(12));
     assert_eq!(gates.position(ONE_DURABLE.rule().unwrap()).unwrap().get(), 12);
 }
 
@@ -106,7 +108,7 @@ fn the_first_gate_refuses_before_anything_is_written() {
     );
     assert_eq!(gates.admit(Policy::Async), Ok(()));
     assert_eq!(gates.admit(ONE_DURABLE), Ok(()), "semi-sync degrades, it does not refuse");
-    let _seats = ["b", "c"].map(|name| gates.join(&id(name)).unwrap());
+    let _seats = ["b", "c"].map(|name| gates.join(&id(name), true).unwrap());
     assert_eq!(gates.admit(Policy::MAJORITY), Ok(()));
     gates.close(End::Deposed);
     assert_eq!(gates.admit(Policy::MAJORITY), Err(Refused::Ended(TERM)));
@@ -126,14 +128,14 @@ fn a_thirty_third_rule_is_refused() {
 #[test]
 fn a_sync_timeout_says_who_has_the_entry() {
     let gates = gates();
-    gates.acknowledge(gates.join(&id("b")).unwrap(), durable(12));
+    gates.acknowledge(gates.join(&id("b"), true).unwrap(), durable(12));
     let error = gates.give_up(&ticket(12, Policy::MAJORITY), at(9)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the commit timed out: the entry was appended at VLSN 12 in term 3 and is durable on a, b; majority needs 3 \
          voters; the outcome is unknown until committed passes 12"
     );
-    gates.acknowledge(gates.join(&id("c")).unwrap(), durable(12));
+    gates.acknowledge(gates.join(&id("c"), true).unwrap(), durable(12));
     assert_eq!(
         gates.give_up(&ticket(12, Policy::MAJORITY), at(9)),
         Ok(Outcome::Committed),
@@ -144,7 +146,7 @@ fn a_sync_timeout_says_who_has_the_entry() {
 #[test]
 fn semi_sync_degrades_once_and_waits_again_when_the_replicas_caught_up() {
     let gates = gates();
-    let b = gates.join(&id("b")).unwrap();
+    let b = gates.join(&id("b"), true).unwrap();
     assert_eq!(poll(&gates, 12, ONE_DURABLE, 0), None);
     assert!(!gates.degraded());
     assert_eq!(poll(&gates, 12, ONE_DURABLE, 1), Some(Outcome::Degraded));
@@ -161,7 +163,7 @@ fn semi_sync_degrades_once_and_waits_again_when_the_replicas_caught_up() {
 #[test]
 fn writers_that_never_pause_do_not_keep_semi_sync_degraded() {
     let gates = gates();
-    let b = gates.join(&id("b")).unwrap();
+    let b = gates.join(&id("b"), true).unwrap();
     assert_eq!(poll(&gates, 12, ONE_DURABLE, 1), Some(Outcome::Degraded));
     // The replica is slow: it needs two seconds for the next entries. It then is as far behind as before.
     assert_eq!(poll(&gates, 13, ONE_DURABLE, 2), Some(Outcome::Degraded));
@@ -178,7 +180,7 @@ fn writers_that_never_pause_do_not_keep_semi_sync_degraded() {
 fn a_closed_gate_says_why_and_what_was_satisfied_stays_so() {
     for end in [End::Deposed, End::LifeEnded] {
         let gates = gates();
-        let seats = ["b", "c"].map(|name| gates.join(&id(name)).unwrap());
+        let seats = ["b", "c"].map(|name| gates.join(&id(name), true).unwrap());
         seats.iter().for_each(|seat| assert!(gates.acknowledge(*seat, durable(12))));
         gates.close(end);
         gates.close(End::Deposed);
@@ -225,7 +227,7 @@ fn a_semi_sync_writer_on_a_real_thread_is_let_go_at_its_timeout() {
 #[test]
 fn of_64_waiters_each_is_let_go_only_when_its_entry_was_passed() {
     let gates = gates();
-    let (b, c) = (gates.join(&id("b")).unwrap(), gates.join(&id("c")).unwrap());
+    let (b, c) = (gates.join(&id("b"), true).unwrap(), gates.join(&id("c"), true).unwrap());
     let acknowledged = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let waiters: Vec<_> = (10..74)
@@ -263,6 +265,53 @@ fn closing_lets_every_waiter_go() {
             assert!(matches!(waiter.join().unwrap(), Err(CommitError::LifeEnded(_))));
         }
     });
+}
+
+#[test]
+fn committed_follows_the_member_list() {
+    let gates = gates();
+    let (b, c) = (gates.join(&id("b"), true).unwrap(), gates.join(&id("c"), true).unwrap());
+    gates.acknowledge(b, durable(12));
+    gates.acknowledge(c, durable(11));
+    assert_eq!(gates.committed().get(), 11);
+    let four = gates_members().changed(&Change::Remove(id("c"))).unwrap();
+    gates.set_members(&four);
+    assert_eq!(gates.committed().get(), 11, "two of four are no majority, and what is committed stays so");
+    assert!(!gates.acknowledge(c, durable(50)));
+    // Of three, a and b are a majority: at once, not with the next ack.
+    gates.set_members(&four.changed(&Change::Remove(id("d"))).unwrap());
+    assert_eq!(gates.committed().get(), 12);
+}
+
+#[test]
+fn acks_that_do_not_count_yet_count_when_the_seat_is_admitted() {
+    let gates = gates();
+    let (b, c) = (gates.join(&id("b"), true).unwrap(), gates.join(&id("c"), false).unwrap());
+    gates.acknowledge(b, durable(12));
+    assert!(gates.acknowledge(c, durable(12)));
+    gates.heard(b, 40);
+    gates.heard(c, 50);
+    assert_eq!((gates.committed().get(), gates.contact().get()), (8, 0));
+    gates.admit_seat(c);
+    assert_eq!((gates.committed().get(), gates.contact().get()), (12, 40));
+}
+
+#[test]
+fn a_group_of_one_is_in_contact_with_itself_and_a_closed_one_with_nobody() {
+    let alone = Members::new(vec![Member::electable(id("a"))]).unwrap();
+    let mastership =
+        Mastership { group: GroupId::from_bits(1), term: TERM, term_start: v(10), committed: None };
+    let gates = CommitGates::new(mastership, &alone, &id("a")).unwrap();
+    assert_eq!(gates.contact_at(at(7)), at(7));
+    let two = alone.changed(&Change::Add(Member::electable(id("b")))).unwrap();
+    gates.set_members(&two.changed(&Change::Promote(id("b"))).unwrap());
+    assert_eq!(gates.contact_at(at(8)), at(7), "since when it was alone is known");
+    let b = gates.join(&id("b"), true).unwrap();
+    gates.heard(b, at(9).as_nanos());
+    gates.heard(b, at(8).as_nanos());
+    assert_eq!(gates.contact_at(at(10)), at(9));
+    gates.close(End::Deposed);
+    assert_eq!(gates.contact().wait(at(10).as_nanos(), Wait::Forever), Err(Closed));
 }
 
 #[cfg(feature = "planted")]

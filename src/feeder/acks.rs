@@ -2,24 +2,29 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use crate::ballot::HIGHEST_TERM;
 use crate::channel::ReceiveBuffer;
 use crate::clock::{Clock, Deadline, Wait};
-use crate::commit::CommitGates;
 use crate::feeder::connection::{Connection, FeedError};
-use crate::feeder::hub::Hub;
+use crate::feeder::hub::{Hub, Reign};
 use crate::feeder::output::{Agreed, FeederOut, Output};
 use crate::feeder::status::FeederState;
 use crate::handshake::{Identity, judge_hello};
 use crate::ids::{NodeId, Vlsn, VlsnRange};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
+use crate::members::Role;
 use crate::planted::{Bug, active};
-use crate::progress::{Positions, Progress};
+use crate::progress::{AckError, Positions, Progress};
 use crate::roster::Seat;
 use crate::runtime::Running;
 use crate::syncup::{self, Answer, AnswerError};
 use crate::wire::encode_entries_head;
-use crate::wire::message::{Ack, EntryRequest, Hello, Message, Nack, NackReason, Reject, Syncup};
+use crate::wire::message::{
+    Ack, EntryRequest, HeartbeatReply, Hello, Message, Nack, NackReason, Reject, RejectReason, Syncup,
+    Welcome,
+};
 use crate::worker::{Step, Stop, Worker};
 
 /// The worker.
@@ -34,21 +39,43 @@ pub(super) struct FeederAcks {
     sequence: u64,
     stage: Stage,
     scratch: Vec<u8>,
+    /// The first frame, if it was read before the connection came here.
+    first: Option<Vec<u8>>,
     out: Option<Arc<dyn Running>>,
+    /// The right to acknowledge for a voter, while the replica is one.
     seat: Option<Seat>,
+    /// Whether the replica's directory is known to hold what it acknowledged.
+    counts: bool,
+    /// The number of the member list by which the seat was taken.
+    lists: u64,
 }
 
 enum Stage {
     Hello,
-    Syncup { node: NodeId, agreed: Agreed },
-    FirstAck { node: NodeId, agreed: Agreed, matched: Option<Vlsn> },
-    Stream { node: NodeId },
+    /// An arbiter has no log to agree on: its first ack states its mark.
+    Mark {
+        node: NodeId,
+        agreed: Agreed,
+    },
+    Syncup {
+        node: NodeId,
+        agreed: Agreed,
+    },
+    FirstAck {
+        node: NodeId,
+        agreed: Agreed,
+        matched: Option<Vlsn>,
+    },
+    Stream {
+        node: NodeId,
+    },
 }
 
 impl Stage {
     fn expects(&self) -> &'static str {
         match self {
             Stage::Hello => "hello",
+            Stage::Mark { .. } => "ack of an arbiter",
             Stage::Syncup { .. } => "syncup or entry request",
             Stage::FirstAck { .. } => "ack",
             Stage::Stream { .. } => "ack, heartbeat reply, nack or bye",
@@ -57,7 +84,7 @@ impl Stage {
 }
 
 impl FeederAcks {
-    pub fn new(hub: Arc<Hub>, connection: Arc<Connection>) -> FeederAcks {
+    pub fn new(hub: Arc<Hub>, connection: Arc<Connection>, first: Option<Vec<u8>>) -> FeederAcks {
         FeederAcks {
             clock: hub.clock(),
             hub,
@@ -67,8 +94,11 @@ impl FeederAcks {
             sequence: 0,
             stage: Stage::Hello,
             scratch: Vec::new(),
+            first,
             out: None,
             seat: None,
+            counts: false,
+            lists: 0,
         }
     }
 
@@ -90,6 +120,9 @@ impl FeederAcks {
     }
 
     fn receive(&mut self, wait: Wait) -> Result<Step, FeedError> {
+        if let Some(first) = self.first.take() {
+            return self.take(&first).map(|()| Step::Worked);
+        }
         let deadline = self.deadline();
         let mut buffer = std::mem::take(&mut self.buffer);
         let received = self.connection.channel.receive(&mut buffer, wait.at_most(deadline));
@@ -112,17 +145,22 @@ impl FeederAcks {
             return Err(FeedError::Sequence { found: header.sequence, expected: self.expected });
         }
         self.expected += 1;
-        if header.term > self.hub.term() {
-            // Whoever says so follows a newer master: ours is over. Its hello alone is no proof of that.
-            // Nor is the word of one that was not welcomed.
-            if matches!((&self.stage, &message), (Stage::Syncup { .. }, Message::Fence)) {
-                self.hub.fence(header.term);
-                return Err(FeedError::Fenced(header.term));
+        // Whoever says so after it was welcomed follows a newer master, or has promised to: our time is over. Its hello
+        // alone is no proof of that.
+        if header.term > self.hub.term() && !matches!(self.stage, Stage::Hello) {
+            if header.term > HIGHEST_TERM {
+                return Err(FeedError::AbsurdTerm(header.term));
             }
+            self.hub.told_of(header.term);
+            return Err(FeedError::Fenced(header.term));
         }
         match (&self.stage, message) {
             (_, Message::Bye(bye)) => Err(FeedError::Goodbye(bye.reason)),
             (Stage::Hello, Message::Hello(hello)) => self.greet(hello),
+            (Stage::Mark { node, agreed }, Message::Ack(ack)) => {
+                let (node, agreed) = (node.clone(), *agreed);
+                self.begin_arbiter(node, agreed, positions(ack))
+            }
             (Stage::Syncup { node, agreed }, Message::Syncup(asked)) => {
                 let (node, agreed) = (node.clone(), *agreed);
                 self.sync_up(node, agreed, &asked)
@@ -141,7 +179,11 @@ impl FeederAcks {
                 let node = node.clone();
                 self.acknowledged(&node, positions(ack))
             }
-            (Stage::Stream { .. }, Message::HeartbeatReply(_)) => Ok(()),
+            (Stage::Stream { node }, Message::HeartbeatReply(reply)) => {
+                let node = node.clone();
+                self.answered(&node, reply);
+                Ok(())
+            }
             (Stage::Stream { .. }, Message::Nack(nack)) => self.refused(nack),
             (stage, other) => Err(FeedError::OutOfTurn { found: other.kind(), expected: stage.expects() }),
         }
@@ -159,8 +201,7 @@ impl FeederAcks {
     }
 
     fn greet(&mut self, hello: Hello) -> Result<(), FeedError> {
-        let own = self.hub.identity();
-        let welcome = match judge_hello(self.hub.config(), own, self.hub.term(), &hello) {
+        let welcome = match self.judge(&hello) {
             Ok(welcome) => welcome,
             Err(reason) => {
                 self.send(&Message::Reject(Reject { reason: reason.clone() }))?;
@@ -170,17 +211,37 @@ impl FeederAcks {
         let agreed = Agreed { capabilities: welcome.capabilities, max_frame: welcome.max_frame };
         self.send(&Message::Welcome(welcome))?;
         self.connection.channel.limit_frames(agreed.max_frame);
-        let _first = self.connection.node.set(hello.node.clone());
+        self.connection.introduce(&hello.node, hello.role);
+        self.counts = hello.standing.counts();
+        self.connection.set_counts(self.counts);
         let theirs = Identity { incarnation: hello.incarnation, session: hello.session };
-        self.hub.register(&self.connection, &hello.node, theirs, hello.slot);
-        self.stage = Stage::Syncup { node: hello.node, agreed };
+        if !self.hub.register(&self.connection, &hello.node, theirs, hello.slot) {
+            return Err(FeedError::Removed);
+        }
+        self.stage = match hello.role {
+            Role::Arbiter => Stage::Mark { node: hello.node, agreed },
+            Role::Electable | Role::Secondary => Stage::Syncup { node: hello.node, agreed },
+        };
         Ok(())
+    }
+
+    fn judge(&self, hello: &Hello) -> Result<Welcome, RejectReason> {
+        let hub = &self.hub;
+        let members = hub.roll.members();
+        let welcome = judge_hello(&hub.config, &members, hub.identity(), hub.term(), hub.right(), hello)?;
+        match &hub.reign {
+            // Voters have to hear the master itself: what comes through another is no sign that it lives.
+            Reign::Follows(upstream) if hello.role != Role::Secondary => {
+                Err(RejectReason::NotMaster { hint: (upstream.hint)() })
+            }
+            _ => Ok(welcome),
+        }
     }
 
     fn sync_up(&mut self, node: NodeId, agreed: Agreed, asked: &Syncup) -> Result<(), FeedError> {
         let source = self.hub.source();
         let history = source.history().map_err(AnswerError::History)?;
-        match syncup::answer(&history, self.hub.term(), asked, |vlsn| source.position_at(vlsn))? {
+        match syncup::answer(&history, self.hub.standing(), asked, |vlsn| source.position_at(vlsn))? {
             Answer::Match(matchpoint) => {
                 let matched = matchpoint.at.map(|at| at.vlsn);
                 // From here on the entries that it needs stay.
@@ -211,17 +272,43 @@ impl FeederAcks {
         if first.received != matched {
             return Err(FeedError::StartsElsewhere { claimed: first.received, matched });
         }
-        *self.connection.progress.lock() = Progress::new(matched);
-        self.seat = self.hub.gates().join(&node);
         let scanner = self.hub.source().scanner();
-        let output = Output::new(scanner, matched, self.sequence, agreed, self.clock.now());
+        self.start(node, agreed, Some(scanner), first)
+    }
+
+    /// An arbiter's mark is what it had acknowledged before in this term, which is flushed here.
+    fn begin_arbiter(&mut self, node: NodeId, agreed: Agreed, mark: Positions) -> Result<(), FeedError> {
+        let flushed = self.hub.flushed_in_term(self.hub.own_positions());
+        let claimed = mark.received;
+        let start = self.hub.gates().map(|gates| gates.mastership().term_start);
+        if claimed > flushed || (claimed.is_some() && claimed < start) {
+            return Err(FeedError::StartsElsewhere { claimed, matched: flushed });
+        }
+        self.start(node, agreed, None, mark)
+    }
+
+    /// Begins the stream to a replica that proved to have what its first ack states.
+    fn start(
+        &mut self,
+        node: NodeId,
+        agreed: Agreed,
+        scanner: Option<Box<dyn LogScanner>>,
+        first: Positions,
+    ) -> Result<(), FeedError> {
+        let proved = first.received;
+        *self.connection.progress.lock() = Progress::new(proved);
+        self.take_seat(&node);
+        if scanner.is_none() {
+            self.connection.want_beat();
+        }
+        let output = Output::new(scanner, proved, self.sequence, agreed, self.clock.now());
         *self.connection.output.lock() = Some(output);
         // In this order: whoever pauses meanwhile either finds the stream begun or is found here.
         self.connection.set_state(FeederState::CatchingUp);
         if self.hub.is_paused(&node) {
             self.connection.set_state(FeederState::Paused);
         }
-        log::info!("feeding {node} after VLSN {}", crate::ids::number(matched));
+        log::info!("feeding {node} after VLSN {}", crate::ids::number(proved));
         let first = if active(Bug::PositionKeptAcrossReconnect) {
             first.max(self.hub.last_positions(&node))
         } else {
@@ -238,11 +325,57 @@ impl FeederAcks {
         };
         let channels = vec![Arc::clone(&self.connection.channel)];
         let name = format!("feeder-out-{node}");
-        self.out = Some(self.hub.runtime().spawn(name, Box::new(worker), channels, Box::new(on_end)));
+        let out = self.hub.runtime().spawn(name, Box::new(worker), channels, Box::new(on_end));
+        let _first = self.connection.out.set(Arc::clone(&out));
+        self.out = Some(out);
         Ok(())
     }
 
+    /// Takes the node's seat among the voters, if it is one; again when the member list has changed, as a learner may
+    /// have become one. What it acknowledged on this connection counts then.
+    fn take_seat(&mut self, node: &NodeId) {
+        self.lists = self.hub.lists.load(Ordering::SeqCst);
+        self.seat = self.hub.seat(&self.connection, node, self.counts);
+    }
+
+    fn follow_lists(&mut self, node: &NodeId) {
+        if self.hub.lists.load(Ordering::SeqCst) == self.lists {
+            return;
+        }
+        if self.seat.is_some() {
+            self.lists = self.hub.lists.load(Ordering::SeqCst);
+            return;
+        }
+        self.take_seat(node);
+        if let (Some(gates), Some(seat)) = (self.hub.gates(), self.seat) {
+            let positions = self.connection.progress.lock().positions();
+            gates.acknowledge(seat, positions);
+            self.hub.note_committed();
+        }
+    }
+
+    /// The replica answered a heartbeat: it follows this term, or did when it sent this.
+    fn answered(&mut self, node: &NodeId, reply: HeartbeatReply) {
+        let counted = self.counts;
+        self.counts |= reply.standing.counts();
+        self.connection.set_counts(self.counts);
+        self.follow_lists(node);
+        let (Some(gates), Some(seat)) = (self.hub.gates(), self.seat) else { return };
+        if self.counts && !counted {
+            gates.admit_seat(seat);
+            self.hub.note_committed();
+        }
+        if self.connection.has_beaten(reply.clock) {
+            gates.heard(seat, reply.clock);
+        }
+    }
+
     fn acknowledged(&mut self, node: &NodeId, positions: Positions) -> Result<(), FeedError> {
+        let arbiter = self.connection.is_arbiter();
+        if arbiter && !positions.is_mark() {
+            return Err(AckError::NoMark { received: positions.received, durable: positions.durable }.into());
+        }
+        self.follow_lists(node);
         if active(Bug::PositionKeptAcrossReconnect) {
             // The planted bug lets the old connection's positions stand.
         } else if !self.connection.progress.lock().acknowledge(positions)? {
@@ -250,9 +383,11 @@ impl FeederAcks {
         }
         self.hub.counters().acks.one();
         self.connection.note_received(positions.received);
-        self.hub.pin(&self.connection, node, Vlsn::after(positions.durable));
-        if let Some(seat) = self.seat {
-            if !self.hub.gates().acknowledge(seat, positions) {
+        if !arbiter {
+            self.hub.pin(&self.connection, node, Vlsn::after(positions.durable));
+        }
+        if let (Some(gates), Some(seat)) = (self.hub.gates(), self.seat) {
+            if !gates.acknowledge(seat, positions) {
                 return Err(FeedError::Closing);
             }
             self.hub.note_committed();
@@ -299,8 +434,7 @@ impl FeederAcks {
 
     fn finish(&mut self, why: FeedError) -> Stop {
         self.hub.end(&self.connection, why);
-        if let Some(seat) = self.seat.take() {
-            let gates: &CommitGates = self.hub.gates();
+        if let (Some(gates), Some(seat)) = (self.hub.gates(), self.seat.take()) {
             gates.leave(seat);
         }
         if let Some(out) = self.out.take() {

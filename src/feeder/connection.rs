@@ -1,7 +1,7 @@
 //! One connection to one replica, as both of its workers and the hub see it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,7 +13,9 @@ use crate::feeder::output::{InFlight, Output};
 use crate::feeder::status::FeederState;
 use crate::ids::{NodeId, Vlsn, number};
 use crate::log::scanner::ScanError;
+use crate::members::Role;
 use crate::progress::{AckError, Progress};
+use crate::runtime::Running;
 use crate::wire::MessageType;
 use crate::wire::message::{NackReason, RejectReason, WireError};
 
@@ -100,6 +102,15 @@ pub enum FeedError {
     /// It knows a newer term: this master is deposed.
     #[error("the replica follows a newer term, {0}")]
     Fenced(crate::ids::Term),
+    /// It claims a term that no group reaches.
+    #[error("the replica claims term {0}, which no group reaches")]
+    AbsurdTerm(crate::ids::Term),
+    /// This node no longer feeds in this term.
+    #[error("this node's part in the term is over")]
+    Deposed,
+    /// The node was removed from the group.
+    #[error("the node is no longer a member of the group")]
+    Removed,
     /// It ended the connection of its own accord.
     #[error("the replica said goodbye: {0}")]
     Goodbye(crate::wire::message::ByeReason),
@@ -119,7 +130,19 @@ pub(super) struct Connection {
     /// `None` until the stream begins. Lock order: `output`, then `progress`, then `in_flight`.
     pub output: Mutex<Option<Output>>,
     /// The replica, once it said who it is.
-    pub node: std::sync::OnceLock<NodeId>,
+    pub node: OnceLock<NodeId>,
+    /// Whether that is an arbiter, which is sent heartbeats only.
+    arbiter: AtomicBool,
+    /// Whether the node's directory holds what it acknowledged.
+    counts: AtomicBool,
+    /// A heartbeat is wanted before the next is due.
+    beat_wanted: AtomicBool,
+    /// The node is no member any more: the sending half says so, and ends.
+    dismissed: AtomicBool,
+    /// Our clock in the last heartbeat, in nanoseconds.
+    beat: AtomicU64,
+    /// The feeder-out worker, once there is one.
+    pub out: OnceLock<Arc<dyn Running>>,
 }
 
 impl Connection {
@@ -133,8 +156,67 @@ impl Connection {
             progress: Mutex::new(Progress::new(None)),
             in_flight: Mutex::new(InFlight::new()),
             output: Mutex::new(None),
-            node: std::sync::OnceLock::new(),
+            node: OnceLock::new(),
+            arbiter: AtomicBool::new(false),
+            counts: AtomicBool::new(false),
+            beat_wanted: AtomicBool::new(false),
+            dismissed: AtomicBool::new(false),
+            beat: AtomicU64::new(0),
+            out: OnceLock::new(),
         }
+    }
+
+    /// Notes who the replica is.
+    pub fn introduce(&self, node: &NodeId, role: Role) {
+        self.arbiter.store(role == Role::Arbiter, Ordering::SeqCst);
+        let _first = self.node.set(node.clone());
+    }
+
+    pub fn is_arbiter(&self) -> bool {
+        self.arbiter.load(Ordering::Relaxed)
+    }
+
+    /// Has the sending half send a heartbeat as soon as it is free.
+    pub fn want_beat(&self) {
+        self.beat_still_wanted();
+        self.poke();
+    }
+
+    /// As [`want_beat`](Connection::want_beat), by the sending half itself, whose peer takes nothing now.
+    pub fn beat_still_wanted(&self) {
+        self.beat_wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a heartbeat was wanted since this was asked last.
+    pub fn take_beat(&self) -> bool {
+        self.beat_wanted.load(Ordering::SeqCst) && self.beat_wanted.swap(false, Ordering::SeqCst)
+    }
+
+    /// Has the sending half say that the node was removed, and end.
+    pub fn dismiss(&self) {
+        self.dismissed.store(true, Ordering::SeqCst);
+        self.poke();
+    }
+
+    pub fn is_dismissed(&self) -> bool {
+        self.dismissed.load(Ordering::SeqCst)
+    }
+
+    fn poke(&self) {
+        // Without a worker yet, it looks when it begins.
+        if let Some(out) = self.out.get() {
+            out.poke();
+        }
+    }
+
+    /// To be called before a heartbeat with this clock is handed to the channel: the answer may come at once.
+    pub fn beating(&self, clock: Deadline) {
+        self.beat.fetch_max(clock.as_nanos(), Ordering::SeqCst);
+    }
+
+    /// Whether a heartbeat with this clock, or a later one, was sent: nobody answers one that was not.
+    pub fn has_beaten(&self, clock: u64) -> bool {
+        clock <= self.beat.load(Ordering::SeqCst)
     }
 
     pub fn state(&self) -> FeederState {
@@ -163,6 +245,14 @@ impl Connection {
             let _other =
                 self.state.compare_exchange(from as u8, state as u8, Ordering::SeqCst, Ordering::SeqCst);
         }
+    }
+
+    pub fn set_counts(&self, counts: bool) {
+        self.counts.store(counts, Ordering::SeqCst);
+    }
+
+    pub fn counts(&self) -> bool {
+        self.counts.load(Ordering::SeqCst)
     }
 
     pub fn seen(&self) -> Deadline {

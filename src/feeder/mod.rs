@@ -3,28 +3,32 @@
 //!
 //! *feeder-acks* receives: it answers the replica's hello and syncup, and from then on takes acks and hands them to the
 //! commit gates. *feeder-out* sends: entries as soon as the log has them, many in a frame while the replica catches up
-//! and one at the tip, without a timer; heartbeats when there is nothing to send. A committing thread that finds the
+//! and one at the tip, without a timer; and heartbeats, to arbiters nothing else. A committing thread that finds the
 //! sending half free sends its own entry.
 
 mod acks;
 mod connection;
 mod hub;
 mod output;
+mod registry;
+mod relay;
 mod status;
 
 use std::sync::{Arc, Weak};
 
 pub use connection::FeedError;
-pub use hub::Source;
+pub use hub::{Source, Upstream};
+pub use relay::Relay;
 pub use status::{FeederState, ReplicaStats};
 
 use crate::channel::Channel;
 use crate::clock::Wait;
-use crate::commit::{CommitError, CommitGates, Refused, Ticket};
+use crate::commit::{CommitError, CommitGates, End, Refused, Ticket};
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Term, Vlsn};
+use crate::members::{Members, Roll};
 use crate::policy::{Outcome, Policy};
 use crate::progress::Positions;
 use crate::runtime::Runtime;
@@ -37,28 +41,65 @@ use crate::worker::{Step, Stop, Worker};
 #[derive(Clone)]
 pub struct Feeders {
     hub: Arc<hub::Hub>,
+    gates: Arc<CommitGates>,
 }
 
 impl Feeders {
-    /// Feeders from `source` for the term that `gates` were made for. `on_failure` is called when one of their workers
-    /// failed in a way that a single connection can't explain.
+    /// Feeders from `source` for the term that `gates` were made for, of the members on the `roll`. `on_failure` is
+    /// called when one of their workers failed in a way that a single connection can't explain.
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the node, passed once")]
     pub fn new(
         config: Arc<CheckedConfig>,
         identity: Identity,
+        roll: Arc<Roll>,
         source: Arc<dyn Source>,
         runtime: Arc<dyn Runtime>,
         gates: Arc<CommitGates>,
         counters: Arc<Counters>,
         on_failure: Box<dyn Fn(&Stop) + Send + Sync>,
     ) -> Feeders {
-        let parts = hub::Parts { config, identity, source, runtime, gates, counters, on_failure };
-        Feeders { hub: Arc::new(hub::Hub::new(parts)) }
+        let reign = hub::Reign::Leads(Arc::clone(&gates));
+        let parts = hub::Parts { config, identity, roll, source, runtime, reign, counters, on_failure };
+        Feeders { hub: Arc::new(hub::Hub::new(parts)), gates }
+    }
+
+    /// Sets who is told when a member that was welcomed speaks of a newer term than ours. To be called before the first
+    /// connection comes, and once; the gates are closed by then. Must not block, nor wait for the feeders' workers.
+    pub fn on_fence(&self, hook: Box<dyn Fn(Term) + Send + Sync>) {
+        self.hub.on_fence(hook);
     }
 
     /// Serves a connected replica. Returns at once; the channel is closed if the node is closing or has as many
-    /// connections as it may.
-    pub fn accept(&self, channel: Arc<dyn Channel>) {
-        self.hub.accept(channel);
+    /// connections as it may. `first` is the connection's first frame, if whoever accepted it has read that.
+    pub fn accept(&self, channel: Arc<dyn Channel>, first: Option<Vec<u8>>) {
+        self.hub.accept(channel, first);
+    }
+
+    /// Puts another member list in force: on the roll, for the gates, and for those who are connected. Does not block.
+    pub fn set_members(&self, members: Arc<Members>) {
+        self.hub.set_members(members);
+    }
+
+    /// Sends a heartbeat on every stream, now or as soon as its sender is free: its answers renew the
+    /// [contact](CommitGates::contact). Does not block.
+    pub fn beat(&self) {
+        self.hub.beat_all();
+    }
+
+    /// Asks this replica to stand for election at once. `false` if it is not fed now, holds no data, or takes nothing
+    /// at present: ask again.
+    pub fn ask_to_stand(&self, node: &NodeId) -> bool {
+        self.hub.ask_to_stand(node)
+    }
+
+    /// Ends this mastership, in favour of a newer term if one is known: waiting commits are told that this node was
+    /// deposed, all connections end, new ones are refused. Does not wait for the workers:
+    /// [`close`](Feeders::close) does.
+    pub fn depose(&self, newer: Option<Term>) {
+        if let Some(newer) = newer {
+            self.hub.fence(newer);
+        }
+        self.hub.sever(End::Deposed);
     }
 
     /// The first gate: whether an append with this policy may go ahead.
@@ -66,7 +107,7 @@ impl Feeders {
     /// # Errors
     /// [`Refused`]: nothing may be written.
     pub fn admit(&self, policy: Policy) -> Result<(), Refused> {
-        self.hub.gates().admit(policy)
+        self.gates.admit(policy)
     }
 
     /// Tells the feeders that entries up to here can be read, and what their writer waits for. Wakes sleeping feeders.
@@ -96,7 +137,7 @@ impl Feeders {
     /// # Errors
     /// [`CommitError`].
     pub fn wait(&self, ticket: &Ticket, wait: Wait) -> Result<Option<Outcome>, CommitError> {
-        self.hub.gates().wait(ticket, self.hub.clock().now(), wait)
+        self.gates.wait(ticket, self.hub.clock().now(), wait)
     }
 
     /// Takes the master's own news, after its log flushed or its engine applied.
@@ -106,7 +147,7 @@ impl Feeders {
 
     /// A worker that tells replicas what was committed when the stream is idle.
     pub fn teller(&self) -> impl Worker + use<> {
-        Teller { hub: Arc::clone(&self.hub), told: 0, due: None }
+        Teller { hub: Arc::clone(&self.hub), gates: Arc::clone(&self.gates), told: 0, due: None }
     }
 
     /// The term that fenced this master, if a replica told of one.
@@ -146,7 +187,7 @@ impl Feeders {
 
     /// The gates.
     pub fn gates(&self) -> &CommitGates {
-        self.hub.gates()
+        &self.gates
     }
 
     /// Ends all feeders and waits for their workers; commits that wait get an error. Not to be called by a worker.
@@ -162,7 +203,7 @@ impl WeakFeeders {
     /// Cuts all connections and ends all waits, without waiting for the workers: what a poisoned node does.
     pub fn sever(&self) {
         if let Some(hub) = self.0.upgrade() {
-            hub.sever();
+            hub.sever(End::LifeEnded);
         }
     }
 
@@ -216,6 +257,7 @@ const TELL_AFTER: std::time::Duration = std::time::Duration::from_millis(1);
 
 struct Teller {
     hub: Arc<hub::Hub>,
+    gates: Arc<CommitGates>,
     told: u64,
     due: Option<crate::clock::Deadline>,
 }
@@ -233,9 +275,9 @@ impl Worker for Teller {
             self.hub.tell_committed(self.told);
             return Ok(Step::Worked);
         }
-        match self.hub.gates().committed().wait(self.told + 1, wait) {
+        match self.gates.committed().wait(self.told + 1, wait) {
             Ok(true) => {
-                self.told = self.hub.gates().committed().get();
+                self.told = self.gates.committed().get();
                 self.due = Some(clock.now() + TELL_AFTER);
                 Ok(Step::Worked)
             }

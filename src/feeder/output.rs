@@ -16,7 +16,7 @@ use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
 use crate::planted::{Bug, active};
 use crate::wire::compress::Compressor;
-use crate::wire::message::{Capabilities, Heartbeat, Message};
+use crate::wire::message::{Bye, ByeReason, Capabilities, Heartbeat, Message};
 use crate::wire::{ENTRIES_HEAD_LEN, encode_entries_head};
 use crate::worker::{Step, Stop, Worker};
 
@@ -31,8 +31,9 @@ const COMPRESS_FROM: usize = 4 << 10;
 
 /// What the sending half knows.
 pub(super) struct Output {
-    scanner: Box<dyn LogScanner>,
-    /// The last entry sent.
+    /// What entries are read with; an arbiter is sent none.
+    scanner: Option<Box<dyn LogScanner>>,
+    /// The last entry sent; for an arbiter, the last that it was told to be flushed.
     sent: Option<Vlsn>,
     /// What the peer was last told to be committed.
     told: Option<Vlsn>,
@@ -42,8 +43,8 @@ pub(super) struct Output {
     compressor: Option<Box<Compressor>>,
     /// Bytes of entries that fit into a frame of this connection.
     room: usize,
-    /// When the last frame was sent.
-    last_sent: Deadline,
+    /// When the last heartbeat was sent, or the stream began.
+    last_beat: Deadline,
     /// Since when the peer takes nothing more.
     blocked_since: Option<Deadline>,
     scratch: Vec<u8>,
@@ -111,7 +112,7 @@ impl Agreed {
 impl Output {
     /// The half that sends what follows `proved`, the last entry that the replica proved to have.
     pub fn new(
-        scanner: Box<dyn LogScanner>,
+        scanner: Option<Box<dyn LogScanner>>,
         proved: Option<Vlsn>,
         sequence: u64,
         agreed: Agreed,
@@ -126,7 +127,7 @@ impl Output {
             sequence,
             compressor,
             room: agreed.room(),
-            last_sent: now,
+            last_beat: now,
             blocked_since: None,
             scratch: Vec::new(),
             broken: false,
@@ -144,7 +145,8 @@ impl Output {
         if self.broken {
             return Err(FeedError::Closing);
         }
-        let Some(run) = self.scanner.run(self.sent, u32::MAX, max_bytes.min(self.room))? else {
+        let Some(scanner) = &mut self.scanner else { return Ok(Pumped::Nothing) };
+        let Some(run) = scanner.run(self.sent, u32::MAX, max_bytes.min(self.room))? else {
             return Ok(Pumped::Nothing);
         };
         let (last, timestamp) = (run.last.vlsn, run.timestamp);
@@ -174,26 +176,41 @@ impl Output {
         assert!(Some(last) > self.sent, "a feeder sent VLSN {last} after {:?}", self.sent);
         self.sent = Some(last);
         self.told = head.committed;
-        self.note_frame(hub.clock().now());
+        self.note_frame();
         Ok(Pumped::Sent)
     }
 
-    /// Sends positions and health. `false`: the peer takes nothing now.
+    /// Sends positions and health. `false`: the peer takes nothing now. An arbiter is told of no entry that is not
+    /// flushed here, and of none of an earlier term.
     pub fn heartbeat(&mut self, hub: &Hub, to: &Connection, wait: Wait) -> Result<bool, FeedError> {
+        let arbiter = self.scanner.is_none();
         let own = hub.own_positions();
+        let flushed = if arbiter { hub.flushed_in_term(own).max(self.sent) } else { own.durable };
         let (durable_wanted, applied_wanted) = hub.wanted();
+        let now = hub.clock().now();
         let heartbeat = Heartbeat {
-            written: own.received,
-            flushed: own.durable,
+            written: if arbiter { flushed } else { own.received },
+            flushed,
             committed: hub.committed(),
             durable_wanted,
             applied_wanted,
             health: hub.health(),
-            clock: hub.clock().now().as_nanos(),
+            clock: now.as_nanos(),
         };
+        to.beating(now);
+        let before = self.sent;
+        if let Some(flushed) = flushed.filter(|flushed| arbiter && Some(*flushed) > before) {
+            // What it may acknowledge is published before it is told.
+            to.progress.lock().sending(flushed);
+            self.sent = Some(flushed);
+        }
         let sent = self.message(hub, to, &Message::Heartbeat(heartbeat), wait)?;
         if sent {
             self.told = heartbeat.committed;
+            self.last_beat = now;
+        } else if self.sent != before {
+            self.sent = before;
+            to.progress.lock().not_sent(before)?;
         }
         Ok(sent)
     }
@@ -209,14 +226,13 @@ impl Output {
         message.encode(hub.term(), self.sequence, &mut self.scratch);
         let sent = to.channel.send(&[IoSlice::new(&self.scratch)], wait)?;
         if sent {
-            self.note_frame(hub.clock().now());
+            self.note_frame();
         }
         Ok(sent)
     }
 
-    fn note_frame(&mut self, now: Deadline) {
+    fn note_frame(&mut self) {
         self.sequence += 1;
-        self.last_sent = now;
         self.blocked_since = None;
     }
 
@@ -231,7 +247,7 @@ impl Output {
     }
 }
 
-/// The feeder-out worker: sends what is appended, and heartbeats when nothing is.
+/// The feeder-out worker: sends what is appended, and heartbeats, whether the stream is idle or busy.
 pub(super) struct FeederOut {
     hub: Arc<Hub>,
     connection: Arc<Connection>,
@@ -249,36 +265,43 @@ impl FeederOut {
         let Some(output) = guard.as_mut() else {
             return Err(FeedError::Closing);
         };
+        if self.connection.is_dismissed() {
+            let bye = Message::Bye(Bye { reason: ByeReason::Removed });
+            let _unsaid = output.message(&self.hub, &self.connection, &bye, Wait::Now);
+            return Err(FeedError::Removed);
+        }
         let config = self.hub.config();
         let now = self.clock.now();
         let give_up = output.blocked_since.unwrap_or(now) + config.peer_timeout;
-        if now >= output.last_sent + config.heartbeat && self.connection.state() == FeederState::Paused {
+        // Before entries, or a busy stream would carry none.
+        if now >= output.last_beat + config.heartbeat || self.connection.take_beat() {
             if !output.heartbeat(&self.hub, &self.connection, wait.at_most(give_up))? {
+                self.connection.beat_still_wanted();
                 return self.blocked(output, now, give_up);
             }
             return Ok(Next::Again);
         }
+        let beat = output.last_beat + config.heartbeat;
         // Read before the log is: what the log does not show of this can't be read now, as when the disk is full.
         let fed = self.hub.feed().get();
-        if self.connection.state() != FeederState::Paused {
-            match output.pump(&self.hub, &self.connection, config.batch_bytes, wait.at_most(give_up))? {
-                Pumped::Sent => {
-                    self.connection.caught_up(&self.hub, output.sent());
-                    return Ok(Next::Again);
-                }
-                Pumped::NoRoom => return self.blocked(output, now, give_up),
-                Pumped::Nothing => self.connection.caught_up(&self.hub, output.sent()),
+        if self.connection.is_arbiter() {
+            self.connection.caught_up(&self.hub, Vlsn::new(fed));
+            return Ok(Next::WaitFor { after: None, until: beat });
+        }
+        if self.connection.state() == FeederState::Paused {
+            return Ok(Next::WaitFor { after: None, until: beat });
+        }
+        match output.pump(&self.hub, &self.connection, config.batch_bytes, wait.at_most(give_up))? {
+            Pumped::Sent => {
+                self.connection.caught_up(&self.hub, output.sent());
+                return Ok(Next::Again);
             }
+            Pumped::NoRoom => return self.blocked(output, now, give_up),
+            Pumped::Nothing => self.connection.caught_up(&self.hub, output.sent()),
         }
-        if now >= output.last_sent + config.heartbeat
-            && !output.heartbeat(&self.hub, &self.connection, Wait::Now)?
-        {
-            return self.blocked(output, now, give_up);
-        }
-        let beat = output.last_sent + config.heartbeat;
         let sent = number(output.sent());
         let until = if fed > sent { beat.min(now + LOOK_AGAIN) } else { beat };
-        Ok(Next::WaitFor { after: fed.max(sent), until })
+        Ok(Next::WaitFor { after: Some(fed.max(sent)), until })
     }
 
     fn blocked(&self, output: &mut Output, now: Deadline, give_up: Deadline) -> Result<Next, FeedError> {
@@ -296,9 +319,9 @@ enum Next {
     Blocked {
         until: Deadline,
     },
-    /// All was sent up to `after`.
+    /// All was sent up to `after`; `None`: no entry is to be sent.
     WaitFor {
-        after: u64,
+        after: Option<u64>,
         until: Deadline,
     },
 }
@@ -309,10 +332,7 @@ impl Worker for FeederOut {
             Ok(Next::Again) => Ok(Step::Worked),
             Ok(Next::Blocked { until }) => Ok(Step::Idle { due: until }),
             Ok(Next::WaitFor { after, until }) => {
-                let target = match self.connection.state() {
-                    FeederState::Paused => u64::MAX,
-                    _ => after + 1,
-                };
+                let target = after.map_or(u64::MAX, |after| after + 1);
                 match self.hub.feed().wait(target, wait.at_most(until)) {
                     Ok(true) => Ok(Step::Worked),
                     Ok(false) => Ok(Step::Idle { due: until }),

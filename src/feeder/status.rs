@@ -61,6 +61,8 @@ pub struct ReplicaStats {
     pub state: FeederState,
     /// How it fares.
     pub health: Health,
+    /// Whether its directory holds what it acknowledged; only then does it count for anything.
+    pub counts: bool,
     /// The last entry sent on this connection.
     pub sent: Option<Vlsn>,
     /// What it acknowledged.

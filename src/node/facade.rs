@@ -257,7 +257,7 @@ impl Node {
             own: own.clone(),
             seeds: config.seeds.clone(),
             fed_by: config.base.upstream.clone(),
-            founders: config.base.members.clone(),
+            founders: founders(&config.base.members, &own),
             roll: Arc::new(Roll::new(Members::unknown())),
             election: Arc::clone(&election),
             acks: Arc::clone(&acks),
@@ -412,8 +412,7 @@ impl Node {
             return Ok(Outcome::Committed);
         }
         let rule = ticket.policy.rule().unwrap_or(crate::policy::Rule::COMMITTED);
-        let voters = self.shared.roll.members().voters().count();
-        let needed = crate::quorum::needed(rule.quorum, voters);
+        let needed = self.shared.roll.members().voters().count() / 2 + 1;
         Err(CommitError::Deposed(Undecided { token: ticket.token, rule, acked_by: Vec::new(), needed }))
     }
 
@@ -659,6 +658,12 @@ impl Node {
     }
 }
 
+/// The founders, this one as it says itself.
+fn founders(listed: &Members, own: &Member) -> Members {
+    let list = listed.iter().map(|one| if one.id == own.id { own.clone() } else { one.clone() });
+    Members::new(list.collect()).unwrap_or_else(|_| listed.clone())
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         let patience = self.shared.core.clock.now() + self.shared.core.config.handshake_timeout;
@@ -670,7 +675,7 @@ impl Shared {
     /// Joins the threads of what has ended.
     fn reap(&self) {
         let retired = std::mem::take(&mut *self.retired.lock());
-        retired.iter().for_each(crate::feeder::Feeders::close);
+        retired.iter().for_each(super::group::Retired::join);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::clock::Deadline;
 use crate::election::ask::Asking;
 use crate::election::{Election, EnterError, Office, Phase};
 use crate::entry::EntryKind;
-use crate::feeder::Feeders;
+use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
 use crate::log::Truncated;
 use crate::members::{Member, Members, Role, Roll};
@@ -51,9 +51,9 @@ pub(super) struct Shared {
     /// While this node leads. Lock order: the election's lock comes first.
     pub lead: RwLock<Option<Arc<Lead>>>,
     /// While this node follows and may feed others.
-    pub relay: Mutex<Option<Feeders>>,
+    pub relay: Mutex<Option<Relay>>,
     /// What has ended, and whose threads are still to be joined.
-    pub retired: Mutex<Vec<Feeders>>,
+    pub retired: Mutex<Vec<Retired>>,
     /// Requests to be taken into the group.
     pub joining: Mutex<Vec<Asking>>,
     pub doubt: Mutex<Doubt>,
@@ -68,6 +68,21 @@ pub(super) struct Shared {
     pub trouble: AtomicU64,
     /// When the engine last had all that was known to be committed.
     pub caught_up: AtomicU64,
+}
+
+/// What has ended, and whose threads are still to be joined.
+pub(super) enum Retired {
+    Lead(Feeders),
+    Relay(Relay),
+}
+
+impl Retired {
+    pub fn join(&self) {
+        match self {
+            Retired::Lead(feeders) => feeders.close(),
+            Retired::Relay(relay) => relay.close(),
+        }
+    }
 }
 
 /// Whom to dial next.
@@ -177,8 +192,8 @@ impl Shared {
     /// Ends the relay, if there is one. Its threads are joined later.
     pub fn end_relay(&self) {
         if let Some(relay) = self.relay.lock().take() {
-            relay.depose(None);
-            self.retired.lock().push(relay);
+            relay.sever();
+            self.retired.lock().push(Retired::Relay(relay));
         }
     }
 
@@ -198,6 +213,20 @@ impl Shared {
 /// The node, as its election and its receive worker see it: gone when it is.
 #[derive(Clone)]
 pub(super) struct Ties(pub Weak<Shared>);
+
+impl Ties {
+    /// What is done when a member speaks of a newer term.
+    fn fence(&self) -> Box<dyn Fn(Term) + Send + Sync> {
+        let weak = self.0.clone();
+        Box::new(move |newer: Term| {
+            if let Some(node) = weak.upgrade()
+                && let Err(error) = node.election.newer(newer)
+            {
+                log::error!("a newer term was not entered: {error}");
+            }
+        })
+    }
+}
 
 impl Office for Ties {
     fn log_end(&self) -> LogEnd {
@@ -247,21 +276,14 @@ impl Office for Ties {
                 return false;
             }
         }
-        let weak = self.0.clone();
-        let on_fence = Box::new(move |newer: Term| {
-            if let Some(node) = weak.upgrade()
-                && let Err(error) = node.election.newer(newer)
-            {
-                log::error!("a newer term was not entered: {error}");
-            }
-        });
-        let lead = match Lead::new(&node.core, Arc::clone(&node.roll), &opening, on_fence) {
+        let lead = match Lead::new(&node.core, Arc::clone(&node.roll), &opening) {
             Ok(lead) => Arc::new(lead),
             Err(error) => {
                 log::error!("{} can't lead: {error}", node.own.id);
                 return false;
             }
         };
+        lead.feeders.on_fence(self.fence());
         lead.feeders.own_progress();
         *node.changed.lock() = None;
         *node.lead.write() = Some(lead);
@@ -276,7 +298,7 @@ impl Office for Ties {
         // First, so that whoever is told that it was deposed finds nothing going on.
         node.core.log.fence(lead.term.next());
         lead.feeders.depose(newer);
-        node.retired.lock().push(lead.feeders.clone());
+        node.retired.lock().push(Retired::Lead(lead.feeders.clone()));
         node.tell_later(Event::Part { part: Part::Waiting, term: newer.unwrap_or(lead.term), master: None });
         if let Some(following) = node.following.get() {
             following.hurry();
@@ -363,6 +385,9 @@ impl Guide for Ties {
             node.election.heard();
         }
         let apply = &node.core.apply;
+        if let Some(relay) = &*node.relay.lock() {
+            relay.tell_committed();
+        }
         if apply.applied.get() >= apply.committed.get() {
             node.caught_up.store(node.core.clock.now().as_nanos(), Ordering::Relaxed);
         }
@@ -392,21 +417,30 @@ impl Guide for Ties {
         let poison = Arc::clone(&node.core.poison);
         let weak = self.0.clone();
         let hint = Box::new(move || weak.upgrade().and_then(|node| node.master_hint()?.1));
-        let relay = Feeders::relay(
+        let apply = Arc::clone(&node.core.apply);
+        let committed = Box::new(move || Vlsn::new(apply.committed.get()));
+        let relay = Relay::new(
             Arc::clone(&node.core.config),
             node.core.identity,
             Arc::clone(&node.roll),
             source,
             Arc::clone(&node.core.host.runtime),
-            term,
+            Upstream { term, committed, hint },
             Arc::clone(&node.core.counters),
             Box::new(move |stop: &Stop| poison.strike(stop)),
-            hint,
         );
+        relay.on_fence(self.fence());
         let old = node.relay.lock().replace(relay);
         if let Some(old) = old {
-            old.depose(None);
-            node.retired.lock().push(old);
+            old.sever();
+            node.retired.lock().push(Retired::Relay(old));
+        }
+    }
+
+    fn appended(&self, last: Vlsn) {
+        let Some(node) = self.0.upgrade() else { return };
+        if let Some(relay) = &*node.relay.lock() {
+            relay.appended(last);
         }
     }
 
@@ -431,7 +465,11 @@ impl Guide for Ties {
     fn members_changed(&self) {
         if let Some(node) = self.0.upgrade() {
             node.reload_members();
-            node.tell(Event::Members(node.roll.members()));
+            let members = node.roll.members();
+            if let Some(relay) = &*node.relay.lock() {
+                relay.set_members(Arc::clone(&members));
+            }
+            node.tell(Event::Members(members));
         }
     }
 

@@ -207,7 +207,7 @@ impl Shared {
         heirs.retain(|one| {
             let streams = matches!(one.state, FeederState::Streaming | FeederState::CatchingUp);
             let fit = |member: &crate::members::Member| member.role == Role::Electable && member.is_voter();
-            streams && one.standing.counts() && members.find(&one.id).is_some_and(fit)
+            streams && one.counts && members.find(&one.id).is_some_and(fit)
         });
         heirs
     }
@@ -264,7 +264,7 @@ impl Shared {
             let caught_up = status.iter().any(|one| {
                 let behind = tip.saturating_sub(one.positions.durable.map_or(0, Vlsn::get));
                 let near = member.role == Role::Arbiter || behind <= PROMOTE_WITHIN;
-                one.id == member.id && one.standing.counts() && one.state == FeederState::Streaming && near
+                one.id == member.id && one.counts && one.state == FeederState::Streaming && near
             });
             if caught_up {
                 if let Err(error) = self.change(&Change::Promote(member.id.clone())) {

@@ -105,12 +105,7 @@ pub(super) struct Lead {
 
 impl Lead {
     /// A mastership whose term was opened. Its workers run until [`Lead::end`].
-    pub fn new(
-        core: &Arc<Core>,
-        roll: Arc<Roll>,
-        opening: &Opening,
-        on_fence: Box<dyn Fn(Term) + Send + Sync>,
-    ) -> Result<Lead, NodeError> {
+    pub fn new(core: &Arc<Core>, roll: Arc<Roll>, opening: &Opening) -> Result<Lead, NodeError> {
         let own = &core.config.node;
         let Opening { term, start } = *opening;
         let committed = Vlsn::new(core.apply.committed.get());
@@ -128,7 +123,6 @@ impl Lead {
             Arc::new(gates),
             Arc::clone(&core.counters),
             Box::new(move |stop: &Stop| poison.strike(stop)),
-            on_fence,
         );
         core.spawn("commit-tell", feeders.teller(), Vec::new());
         core.log.request_flush(start);

@@ -65,8 +65,7 @@ impl Master {
         let (core, _state) = unstarted.start();
         let core = Arc::new(core);
         let roll = Arc::new(Roll::new(core.config.members.clone()));
-        // Fenced, it commits nothing any more; a fixed master has nobody to hand over to.
-        let lead = Lead::new(&core, roll, &opening, Box::new(|_newer| ()))?;
+        let lead = Lead::new(&core, roll, &opening)?;
         let feeders = &lead.feeders;
         // Not a strong one: the feeders hold the poison.
         let severed = feeders.downgrade();

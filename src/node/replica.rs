@@ -184,6 +184,7 @@ impl Guide for Fixed {
     }
 
     fn following(&self, _term: Term) {}
+    fn appended(&self, _last: Vlsn) {}
     fn lost(&self) {}
     fn before_cut(&self) {}
     fn cut(&self, _cut: &Truncated) {}

@@ -33,6 +33,8 @@ pub(crate) trait Guide: Send + Sync {
     fn rejected(&self, by: &Address, reason: &RejectReason) -> Retry;
     /// The logs agree up to here, and the stream begins.
     fn following(&self, term: Term);
+    /// The log got longer: whoever is fed from it wants to know.
+    fn appended(&self, last: Vlsn);
     /// The connection ended.
     fn lost(&self);
     /// The log is about to be cut: whoever is fed from it has to go first.

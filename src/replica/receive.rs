@@ -338,6 +338,7 @@ impl Session {
         shared.counters.bytes_received.add(run.len() as u64);
         self.last = Some(summary.last);
         self.unacked += run.len();
+        shared.guide.appended(summary.last.vlsn);
         let membership =
             |entry: crate::entry::EntryRef<'_>| entry.header().kind == crate::entry::EntryKind::MEMBERSHIP;
         if crate::entry::Entries::new(summary.range, &[run]).iter().any(membership) {

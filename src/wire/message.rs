@@ -405,6 +405,8 @@ reasons! {
         Poisoned = 4 "the sender's log failed",
         /// The peer broke the protocol.
         Protocol = 5 "the protocol was broken",
+        /// The peer was removed from the group.
+        Removed = 6 "the node is no longer a member",
     }
 }
 

@@ -314,8 +314,10 @@ impl Bare {
 /// The hello of a node of the group.
 pub fn hello(config: Config) -> Hello {
     let own = Identity { incarnation: 77, session: 78 };
+    let who = config.members.find(&config.node).unwrap().clone();
     handshake::hello(
         &config.check().unwrap(),
+        &who,
         own,
         quorate::members::Standing::Full { since: Term::NONE },
         None,

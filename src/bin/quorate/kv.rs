@@ -3,104 +3,37 @@
 //! The store keeps the VLSN of the last applied entry in the same redb transaction as the data. So wherever a crash
 //! hits, what redb finds afterwards is the store as of one exact entry, and replay goes on with the next.
 //!
-//! A record is the payload of one entry of kind DATA:
-//!
-//! | offset | bytes | field |
-//! |---|---|---|
-//! | 0 | 1 | operation: 1 put, 2 delete |
-//! | 1 | 4 | length of the key, little-endian |
-//! | 5 | n | key |
-//! | 5 + n | rest | value; empty for a delete |
+//! With each value goes its version: the VLSN of the entry that wrote it. Whether a conditional write is done is decided
+//! where it stands in the log, by the version that the key has there, so that every node decides alike.
 
+#[path = "kv_record.rs"]
+mod record;
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use quorate::engine::{Engine, EngineError};
 use quorate::entry::{Entries, EntryKind};
 use quorate::ids::{Vlsn, number};
+pub use record::{BadRecord, Record};
 use redb::{
     Database, Durability, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, Table,
     TableDefinition,
 };
 
-const DATA: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("data");
+/// A key's version and its value.
+type Versioned = (u64, &'static [u8]);
+
+const DATA: TableDefinition<'_, &[u8], Versioned> = TableDefinition::new("data");
 const POSITION: TableDefinition<'_, &str, u64> = TableDefinition::new("position");
 const APPLIED: &str = "applied";
 
-const PUT: u8 = 1;
-const DELETE: u8 = 2;
-const HEAD: usize = 5;
-
-/// One change of the store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Record<'a> {
-    /// Sets a key.
-    Put {
-        /// The key.
-        key: &'a [u8],
-        /// Its new value.
-        value: &'a [u8],
-    },
-    /// Removes a key, if it is there.
-    Delete {
-        /// The key.
-        key: &'a [u8],
-    },
-}
-
-/// Why a payload is no record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum BadRecord {
-    /// Shorter than it says.
-    #[error("the record is cut short: {present} bytes, {needed} needed")]
-    Short {
-        /// Bytes there.
-        present: usize,
-        /// Bytes that it needs.
-        needed: usize,
-    },
-    /// An operation that is not known.
-    #[error("the record has the unknown operation {0}")]
-    Operation(u8),
-    /// A delete with a value.
-    #[error("a delete carries {0} bytes of value")]
-    ValueOfDelete(usize),
-}
-
-impl<'a> Record<'a> {
-    /// Appends the record's bytes to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let (operation, key, value): (u8, &[u8], &[u8]) = match *self {
-            Record::Put { key, value } => (PUT, key, value),
-            Record::Delete { key } => (DELETE, key, &[]),
-        };
-        out.push(operation);
-        out.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        out.extend_from_slice(key);
-        out.extend_from_slice(value);
-    }
-
-    /// Reads a record.
-    ///
-    /// # Errors
-    /// [`BadRecord`].
-    pub fn decode(bytes: &'a [u8]) -> Result<Record<'a>, BadRecord> {
-        let short = |needed| BadRecord::Short { present: bytes.len(), needed };
-        let Some((&[operation, a, b, c, d], rest)) = bytes.split_first_chunk::<HEAD>() else {
-            return Err(short(HEAD));
-        };
-        let key_len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let (key, value) = rest.split_at_checked(key_len).ok_or_else(|| short(HEAD + key_len))?;
-        match operation {
-            PUT => Ok(Record::Put { key, value }),
-            DELETE if value.is_empty() => Ok(Record::Delete { key }),
-            DELETE => Err(BadRecord::ValueOfDelete(value.len())),
-            other => Err(BadRecord::Operation(other)),
-        }
-    }
-}
+/// So many verdicts on conditional writes are kept for the writers who wait for them.
+const MAX_VERDICTS: usize = 8192;
 
 /// An entry that the store refuses: the log and the store do not belong together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -135,19 +68,20 @@ pub struct Contents {
     /// The sum of the SipHashes of all pairs of key and value, whatever their order. Contents compare by it if the same
     /// build of this program made both.
     pub hash: u64,
+    /// The same sum over keys and versions. Zero for contents that were not read from a store.
+    pub versions: u64,
 }
 
 impl Contents {
     /// Adds a pair whose key was not there.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
-        let mut hasher = DefaultHasher::new();
-        for part in [key, value] {
-            hasher.write_u64(part.len() as u64);
-            hasher.write(part);
-            self.bytes += part.len() as u64;
-        }
         self.records += 1;
-        self.hash = self.hash.wrapping_add(hasher.finish());
+        self.bytes += (key.len() + value.len()) as u64;
+        self.hash = self.hash.wrapping_add(hash(&[key, value]));
+    }
+
+    fn add_version(&mut self, key: &[u8], version: u64) {
+        self.versions = self.versions.wrapping_add(hash(&[key, &version.to_le_bytes()]));
     }
 
     /// Adds pairs whose keys were not there.
@@ -163,10 +97,50 @@ impl Contents {
     }
 }
 
+fn hash(parts: &[&[u8]]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for part in parts {
+        hasher.write_u64(part.len() as u64);
+        hasher.write(part);
+    }
+    hasher.finish()
+}
+
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Contents { records, bytes, applied, hash } = self;
+        let Contents { records, bytes, applied, hash, versions: _ } = self;
         write!(f, "{hash:016x} ({records} records, {bytes} bytes, applied {})", number(*applied))
+    }
+}
+
+/// What became of a conditional write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The key had the version expected, and has the new value.
+    Done,
+    /// The key had another version, and nothing was changed.
+    Differs {
+        /// The version; `None`: the key was not there.
+        found: Option<Vlsn>,
+    },
+}
+
+/// The verdicts on the latest conditional writes, in the order of the log.
+#[derive(Default)]
+struct Verdicts(Mutex<VecDeque<(Vlsn, Verdict)>>);
+
+impl Verdicts {
+    fn add(&self, new: Vec<(Vlsn, Verdict)>) {
+        let mut kept = self.0.lock();
+        let excess = (kept.len() + new.len()).saturating_sub(MAX_VERDICTS).min(kept.len());
+        kept.drain(..excess);
+        kept.extend(new);
+    }
+
+    fn on(&self, vlsn: Vlsn) -> Option<Verdict> {
+        let kept = self.0.lock();
+        let at = kept.binary_search_by_key(&vlsn, |(at, _)| *at).ok()?;
+        kept.get(at).map(|(_, verdict)| *verdict)
     }
 }
 
@@ -174,12 +148,14 @@ impl fmt::Display for Contents {
 pub struct Kv {
     db: Arc<Database>,
     applied: Option<Vlsn>,
+    verdicts: Arc<Verdicts>,
 }
 
 /// The side that reads. Cheap to clone; any thread.
 #[derive(Clone)]
 pub struct Reader {
     db: Arc<Database>,
+    verdicts: Arc<Verdicts>,
 }
 
 impl Kv {
@@ -193,20 +169,20 @@ impl Kv {
         first.open_table(DATA)?;
         let applied = first.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
         first.commit()?;
-        Ok(Kv { db: Arc::new(db), applied: Vlsn::new(applied) })
+        Ok(Kv { db: Arc::new(db), applied: Vlsn::new(applied), verdicts: Arc::default() })
     }
 
     /// A handle for reading.
     #[allow(dead_code, reason = "the command reads closed stores; the example and the tests read open ones")]
     pub fn reader(&self) -> Reader {
-        Reader { db: Arc::clone(&self.db) }
+        Reader { db: Arc::clone(&self.db), verdicts: Arc::clone(&self.verdicts) }
     }
 
     fn apply_all(&self, entries: Entries<'_>) -> Result<Option<Vlsn>, EngineError> {
         let mut txn = self.db.begin_write()?;
         // What this commit leaves out, the next checkpoint makes durable; a crash before that is replayed from the log.
         txn.set_durability(Durability::None)?;
-        let mut applied = self.applied;
+        let (mut applied, mut verdicts) = (self.applied, Vec::new());
         {
             let mut data = txn.open_table(DATA)?;
             for entry in entries.iter() {
@@ -218,21 +194,38 @@ impl Kv {
                 if entry.kind() == EntryKind::DATA {
                     let record =
                         Record::decode(entry.payload()).map_err(|why| Refused::Record { at: next, why })?;
-                    change(&mut data, record)?;
+                    if let Some(verdict) = change(&mut data, record, next)? {
+                        verdicts.push((next, verdict));
+                    }
                 }
                 applied = Some(next);
             }
             txn.open_table(POSITION)?.insert(APPLIED, number(applied))?;
         }
         txn.commit()?;
+        // Before the node tells that the entries are applied, which is when their writers ask.
+        self.verdicts.add(verdicts);
         Ok(applied)
     }
 }
 
-fn change(data: &mut Table<'_, &[u8], &[u8]>, record: Record<'_>) -> Result<(), redb::StorageError> {
+/// Makes the change of the entry at `at`, and judges it if it is a conditional one.
+fn change(
+    data: &mut Table<'_, &[u8], Versioned>,
+    record: Record<'_>,
+    at: Vlsn,
+) -> Result<Option<Verdict>, redb::StorageError> {
     match record {
-        Record::Put { key, value } => data.insert(key, value).map(drop),
-        Record::Delete { key } => data.remove(key).map(drop),
+        Record::Put { key, value } => data.insert(key, (at.get(), value)).map(|_before| None),
+        Record::Delete { key } => data.remove(key).map(|_before| None),
+        Record::Cas { key, expected, value } => {
+            let found = data.get(key)?.and_then(|stored| Vlsn::new(stored.value().0));
+            if found != expected {
+                return Ok(Some(Verdict::Differs { found }));
+            }
+            data.insert(key, (at.get(), value))?;
+            Ok(Some(Verdict::Done))
+        }
     }
 }
 
@@ -255,14 +248,24 @@ impl Engine for Kv {
 }
 
 impl Reader {
-    /// The value of a key.
+    /// The value of a key, and its version.
     ///
     /// # Errors
     /// The database's.
-    #[allow(dead_code, reason = "the command reads closed stores; the example and the tests read open ones")]
-    pub fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+    #[allow(dead_code, reason = "the example reads whole stores")]
+    pub fn value(&self, key: &[u8]) -> Result<Option<(Vlsn, Vec<u8>)>, EngineError> {
         let data = self.db.begin_read()?.open_table(DATA)?;
-        Ok(data.get(key)?.map(|value| value.value().to_vec()))
+        Ok(data.get(key)?.and_then(|stored| {
+            let (version, value) = stored.value();
+            Some((Vlsn::new(version)?, value.to_vec()))
+        }))
+    }
+
+    /// The verdict on the conditional write at this place of the log, which this store has applied; `None` if it was
+    /// another kind of write, or too many conditional ones followed it.
+    #[allow(dead_code, reason = "the example writes unconditionally")]
+    pub fn verdict(&self, at: Vlsn) -> Option<Verdict> {
+        self.verdicts.on(at)
     }
 
     /// Reads the whole store, as of one moment.
@@ -289,7 +292,9 @@ fn whole(txn: &ReadTransaction) -> Result<Contents, EngineError> {
     let mut contents = Contents { applied: Vlsn::new(applied), ..Contents::default() };
     for pair in txn.open_table(DATA)?.iter()? {
         let (key, value) = pair?;
-        contents.add(key.value(), value.value());
+        let (version, value) = value.value();
+        contents.add(key.value(), value);
+        contents.add_version(key.value(), version);
     }
     Ok(contents)
 }

@@ -13,6 +13,13 @@ fn log(count: u64) -> Vec<Vec<u8>> {
             let mut payload = Vec::new();
             match vlsn % 7 {
                 0 => Record::Delete { key: key.as_bytes() }.encode(&mut payload),
+                // Some of them find what they expect: a key that an earlier round wrote, or deleted.
+                1 => Record::Cas {
+                    key: key.as_bytes(),
+                    expected: Vlsn::new(vlsn.saturating_sub(13)),
+                    value: &value,
+                }
+                .encode(&mut payload),
                 _ => Record::Put { key: key.as_bytes(), value: &value }.encode(&mut payload),
             }
             let kind = if vlsn % 10 == 0 { EntryKind::TERM_START } else { EntryKind::DATA };
@@ -50,6 +57,8 @@ fn records_round_trip_and_bad_ones_are_refused() {
         Record::Put { key: b"k", value: b"v" },
         Record::Put { key: b"", value: b"" },
         Record::Delete { key: b"gone" },
+        Record::Cas { key: b"k", expected: Vlsn::new(9), value: b"v" },
+        Record::Cas { key: b"", expected: None, value: b"" },
     ] {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
@@ -59,6 +68,7 @@ fn records_round_trip_and_bad_ones_are_refused() {
     assert_eq!(Record::decode(&[1, 9, 0, 0, 0]), Err(BadRecord::Short { present: 5, needed: 14 }));
     assert_eq!(Record::decode(&[7, 0, 0, 0, 0]), Err(BadRecord::Operation(7)));
     assert_eq!(Record::decode(&[2, 0, 0, 0, 0, 1]), Err(BadRecord::ValueOfDelete(1)));
+    assert_eq!(Record::decode(&[3, 0, 0, 0, 0, 1]), Err(BadRecord::Short { present: 6, needed: 13 }));
 }
 
 #[test]
@@ -70,7 +80,7 @@ fn a_closed_store_reopens_where_it_was() {
     apply(&mut kv, &log, 0, 100, 9).unwrap();
     assert_eq!(kv.checkpoint().unwrap(), Vlsn::new(100));
     let before = kv.reader().contents().unwrap();
-    assert_eq!(kv.reader().value(b"key-8").unwrap(), Some(vec![99; 99]));
+    assert_eq!(kv.reader().value(b"key-8").unwrap(), Some((Vlsn::new(99).unwrap(), vec![99; 99])));
     drop(kv);
     let mut kv = Kv::open(&path).unwrap();
     assert_eq!(kv.applied().unwrap(), Vlsn::new(100));
@@ -119,4 +129,77 @@ fn an_entry_out_of_order_or_without_a_record_changes_nothing() {
     let refused = kv.apply(Entries::new(range, &[&bad])).unwrap_err();
     assert_eq!(refused.to_string(), "VLSN 7 holds no record: the record has the unknown operation 7");
     assert_eq!(kv.reader().contents().unwrap(), before);
+}
+
+/// A log of these records, and nothing else.
+fn log_of(records: &[Record<'_>]) -> Vec<Vec<u8>> {
+    let mut prev = 0;
+    (1..)
+        .zip(records)
+        .map(|(vlsn, record)| {
+            let (mut payload, mut bytes) = (Vec::new(), Vec::new());
+            record.encode(&mut payload);
+            let at = Placement { vlsn: Vlsn::new(vlsn), term: Term::new(1), prev, timestamp: vlsn };
+            prev = encode(&NewEntry::data(&payload), &at, &mut bytes);
+            bytes
+        })
+        .collect()
+}
+
+#[test]
+fn a_conditional_write_is_decided_by_its_place_in_the_log_however_it_is_applied() {
+    let cas = |expected, value| Record::Cas { key: b"k", expected: Vlsn::new(expected), value };
+    let records = [
+        cas(0, b"made"),
+        cas(0, b"late"),
+        cas(1, b"second"),
+        cas(1, b"stale"),
+        Record::Delete { key: b"k" },
+        cas(3, b"gone"),
+        cas(0, b"again"),
+        Record::Put { key: b"k", value: b"put" },
+        cas(8, b"last"),
+    ];
+    let differs = |found| Some(Verdict::Differs { found: Vlsn::new(found) });
+    let verdicts = [
+        Some(Verdict::Done),
+        differs(1),
+        Some(Verdict::Done),
+        differs(3),
+        None,
+        differs(0),
+        Some(Verdict::Done),
+        None,
+        Some(Verdict::Done),
+    ];
+    let log = log_of(&records);
+    let mut all = Vec::new();
+    for batch in [1, 2, 4, 9] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = Kv::open(&dir.path().join("kv.redb")).unwrap();
+        apply(&mut kv, &log, 0, log.len(), batch).unwrap();
+        let reader = kv.reader();
+        for (at, expected) in (1..).zip(verdicts) {
+            assert_eq!(reader.verdict(Vlsn::new(at).unwrap()), expected, "VLSN {at}");
+        }
+        assert_eq!(reader.verdict(Vlsn::new(10).unwrap()), None);
+        assert_eq!(reader.value(b"k").unwrap(), Some((Vlsn::new(9).unwrap(), b"last".to_vec())));
+        all.push(reader.contents().unwrap());
+    }
+    assert!(all.iter().all(|contents| *contents == all[0] && contents.versions != 0));
+}
+
+#[test]
+fn only_the_latest_verdicts_are_kept() {
+    let verdicts = Verdicts::default();
+    let vlsn = |at| Vlsn::new(at).unwrap();
+    let most = MAX_VERDICTS as u64;
+    for from in (1..3 * most).step_by(1000) {
+        verdicts.add((from..from + 1000).map(|at| (vlsn(at), Verdict::Done)).collect());
+        assert!(verdicts.0.lock().len() <= MAX_VERDICTS);
+    }
+    let last = number(verdicts.0.lock().back().map(|(at, _)| *at));
+    assert_eq!(verdicts.on(vlsn(last)), Some(Verdict::Done));
+    assert_eq!(verdicts.on(vlsn(last - most + 1)), Some(Verdict::Done));
+    assert_eq!(verdicts.on(vlsn(last - most)), None);
 }

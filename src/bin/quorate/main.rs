@@ -6,6 +6,7 @@ mod files;
 mod kv;
 mod logs;
 mod replica;
+mod service;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use quorate::channel::{Channel, ReceiveBuffer, local};
 use quorate::clock::deadline_in;
 use quorate::handshake::{Identity, hello};
+use quorate::members::Standing;
 use quorate::watermark::rest;
 use quorate::wire::message::{Ack, Message, Syncup};
 use quorate::*;
@@ -145,13 +146,18 @@ impl Group {
         let runtime = Host::machine().runtime;
         let channel = runtime.dial(to, patience())?.ok_or("the master did not answer")?;
         let own = Identity { incarnation: runtime.random(), session: runtime.random() };
+        let me = quorate::Member::electable(config.node.clone());
         let term = self.master.term();
         let mut buffer = ReceiveBuffer::new();
         let mut scratch = Vec::new();
         let nothing = Ack { received: None, durable: None, applied: None, checkpointed: None };
         let syncup = Syncup { last: None, committed: None, history: Vec::new() };
-        let words =
-            [Message::Hello(hello(&config, own, None)), Message::Syncup(syncup), Message::Ack(nothing)];
+        let standing = Standing::Full { since: Term::NONE };
+        let words = [
+            Message::Hello(hello(&config, &me, own, standing, None)),
+            Message::Syncup(syncup),
+            Message::Ack(nothing),
+        ];
         for (sequence, message) in (0..).zip(&words) {
             message.encode(term, sequence, &mut scratch);
             channel.send(&[IoSlice::new(&scratch)], patience())?;

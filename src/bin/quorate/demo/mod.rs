@@ -218,7 +218,7 @@ mod tests {
     use quorate::ids::Vlsn;
 
     fn outcome(hashes: [u64; 2]) -> Outcome {
-        let store = |hash| Contents { records: 2, bytes: 10, applied: Vlsn::new(3), hash };
+        let store = |hash| Contents { records: 2, bytes: 10, applied: Vlsn::new(3), hash, versions: 0 };
         Outcome {
             commits: 2,
             entries: 2,
