@@ -1,6 +1,7 @@
 //! The `quorate` command. It has no logic of its own: what it shows, the library does.
 
 mod bench;
+mod config_file;
 mod demo;
 mod files;
 mod kv;
