@@ -332,7 +332,9 @@ impl Guide for Ties {
         if let Some(address) = &node.fed_by {
             return Some(address.clone());
         }
-        if !matches!(node.election.phase(), Phase::Following) {
+        // Whoever stands looks for a master all the same: voters that hear one refuse, and a candidate that went on asking
+        // them would never find it.
+        if matches!(node.election.phase(), Phase::Leading { .. }) {
             return None;
         }
         let mut whom = node.whom.lock();

@@ -37,6 +37,8 @@ pub enum Fault {
     Kill,
     /// A worker was not scheduled for a while, though it had work.
     Stall,
+    /// A whole node was not scheduled for a while.
+    Pause,
     /// A connection was reset, and frames in flight were lost.
     Reset,
     /// A frame arrived with a changed bit.

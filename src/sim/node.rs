@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -83,6 +84,18 @@ impl SimNode {
     pub fn kill(&self) {
         self.data.counts.lock().add(Fault::Kill);
         self.end_life(FaultDisk::lose_process);
+    }
+
+    /// The process is stopped for so long, and then goes on as if nothing had happened: none of its workers is stepped
+    /// meanwhile. What arrives waits for it.
+    pub fn pause(&self, time: Duration) {
+        self.data.counts.lock().add(Fault::Pause);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let until = self.inner.clock.nanos().saturating_add(nanos);
+        let mut schedule = self.inner.schedule.lock();
+        for task in schedule.tasks.iter_mut().filter(|task| task.node == self.data.name) {
+            task.stalled = task.stalled.max(until);
+        }
     }
 
     fn end_life(&self, lose: impl Fn(&FaultDisk)) {

@@ -1,0 +1,145 @@
+//! The store of a simulated node: keys with versions, and what all nodes together have ever applied.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quorate::{Engine, EngineError, Entries, EntryKind, Vlsn};
+
+use crate::history::{Call, Seen};
+
+/// A write, as it stands in an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Op {
+    pub key: u64,
+    pub call: Call,
+}
+
+impl Op {
+    pub fn encode(self) -> Vec<u8> {
+        let (kind, a, b) = match self.call {
+            Call::Put { value } => (1_u64, value, 0),
+            Call::Delete => (2, 0, 0),
+            Call::Cas { expected, value } => (3, value, expected),
+            Call::Get => unreachable!("a read is no entry"),
+        };
+        [kind, self.key, a, b].iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn decode(payload: &[u8]) -> Option<Op> {
+        let number = |at: usize| Some(u64::from_le_bytes(payload.get(at * 8..at * 8 + 8)?.try_into().ok()?));
+        let (value, expected) = (number(2)?, number(3)?);
+        let call = match number(0)? {
+            1 => Call::Put { value },
+            2 => Call::Delete,
+            3 => Call::Cas { expected, value },
+            _ => return None,
+        };
+        Some(Op { key: number(1)?, call })
+    }
+}
+
+/// An entry as it was applied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    pub term: u32,
+    pub crc: u32,
+}
+
+/// What all nodes' engines were given, ever: the first to apply a VLSN decides what it holds.
+#[derive(Default)]
+pub struct Truth {
+    pub applied: BTreeMap<u64, Applied>,
+    pub violation: Option<String>,
+    /// Below this, what was told was compared with what was applied.
+    pub checked: u64,
+}
+
+/// One node's store. Its unsynced part is lost with the process.
+#[derive(Default)]
+pub struct Store {
+    entries: Vec<(u32, Option<Op>)>,
+    durable: usize,
+    keys: BTreeMap<u64, Seen>,
+    /// What each conditional write found, if it was not what it expected.
+    results: BTreeMap<u64, Option<Seen>>,
+}
+
+impl Store {
+    pub fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub fn seen(&self, key: u64) -> Seen {
+        self.keys.get(&key).copied().unwrap_or(Seen { version: 0, value: None })
+    }
+
+    /// What became of the write at this VLSN, once it was applied: what it found in its way, if it is conditional.
+    pub fn outcome(&self, vlsn: u64) -> Option<Option<Seen>> {
+        self.results.get(&vlsn).copied()
+    }
+
+    pub fn lose_unsynced(&mut self) {
+        let kept: Vec<_> = self.entries.drain(..).take(self.durable).collect();
+        *self = Store { durable: self.durable, ..Store::default() };
+        kept.into_iter().for_each(|(crc, op)| self.apply(crc, op));
+    }
+
+    fn apply(&mut self, crc: u32, op: Option<Op>) {
+        self.entries.push((crc, op));
+        let version = self.entries.len() as u64;
+        let Some(Op { key, call }) = op else { return };
+        let seen = self.seen(key);
+        let (written, found) = match call {
+            Call::Put { value } => (Some(Some(value)), None),
+            Call::Delete => (Some(None), None),
+            Call::Cas { expected, value } if expected == seen.version => (Some(Some(value)), None),
+            Call::Cas { .. } | Call::Get => (None, Some(seen)),
+        };
+        self.results.insert(version, found);
+        if let Some(value) = written {
+            self.keys.insert(key, Seen { version, value });
+        }
+    }
+}
+
+pub struct StoreEngine {
+    pub name: String,
+    pub store: Arc<Mutex<Store>>,
+    pub truth: Arc<Mutex<Truth>>,
+}
+
+impl Engine for StoreEngine {
+    fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        Ok(Vlsn::new(self.store.lock().len()))
+    }
+
+    fn apply(&mut self, entries: Entries<'_>) -> Result<(), EngineError> {
+        let mut store = self.store.lock();
+        let mut truth = self.truth.lock();
+        for entry in entries.iter() {
+            let header = entry.header();
+            let vlsn = header.vlsn.map_or(0, Vlsn::get);
+            let actual = crc32fast::hash(&entry.bytes()[4..]);
+            if vlsn != store.len() + 1 {
+                truth.violation = Some(format!("{} applied VLSN {vlsn} after {}", self.name, store.len()));
+            }
+            let this = Applied { term: header.term.get(), crc: actual };
+            let first = *truth.applied.entry(vlsn).or_insert(this);
+            if first != this || actual != header.crc {
+                truth.violation =
+                    Some(format!("{} applied {this:?} at VLSN {vlsn}, another node {first:?}", self.name));
+            }
+            let op = if header.kind == EntryKind::DATA { Op::decode(entry.payload()) } else { None };
+            store.apply(actual, op);
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        let mut store = self.store.lock();
+        store.durable = store.entries.len();
+        Ok(Vlsn::new(store.len()))
+    }
+}
