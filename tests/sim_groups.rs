@@ -8,6 +8,7 @@
 mod groups;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use groups::{Cluster, Plan, Tally};
 use quorate::sim::{FaultCounts, replaying, seeds};
@@ -37,19 +38,26 @@ fn campaign(name: &str, plan: fn() -> Plan, count: u64) -> Met {
     }
     let mut met = Met { faults: FaultCounts::default(), counts: BTreeMap::new() };
     let (mut tally, mut runs) = (Tally::default(), 0);
+    let mut broken = Vec::new();
     for seed in seeds(count) {
         let mut cluster = Cluster::new(seed, plan());
-        match cluster.run() {
-            Ok(one) => tally.add(one),
-            Err(violation) => panic!("{name}: QUORATE_SEED={seed}: {violation}"),
+        match catch_unwind(AssertUnwindSafe(|| cluster.run())) {
+            Ok(Ok(one)) => tally.add(one),
+            Ok(Err(violation)) => {
+                println!("{name}: QUORATE_SEED={seed}: {violation}");
+                broken.push(seed);
+            }
+            Err(_) => broken.push(seed),
         }
         met.faults.merge(&cluster.faults());
         for (what, times) in &cluster.counts {
             *met.counts.entry(what).or_default() += times;
         }
         runs += 1;
+        assert!(broken.len() < 10, "{name}: of {runs} seeds these are broken: {broken:?}");
     }
     println!("{name}: {runs} seeds, {tally:?}, {:?}, faults {:?}", met.counts, met.faults);
+    assert!(broken.is_empty(), "{name}: broken seeds: {broken:?}");
     met
 }
 

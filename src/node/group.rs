@@ -15,7 +15,7 @@ use crate::entry::EntryKind;
 use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
 use crate::log::Truncated;
-use crate::members::{Member, Members, Role, Roll};
+use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
 use crate::node::handover::Handover;
@@ -152,7 +152,8 @@ impl Shared {
             }
         }
         // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
-        let founded = self.election.state().state().standing.counts();
+        let founded = self.election.state().state().standing == Standing::Full { since: Term::NONE }
+            && self.own.role != Role::Arbiter;
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
     }
 
@@ -332,8 +333,6 @@ impl Guide for Ties {
         if let Some(address) = &node.fed_by {
             return Some(address.clone());
         }
-        // Whoever stands looks for a master all the same: voters that hear one refuse, and a candidate that went on asking
-        // them would never find it.
         if matches!(node.election.phase(), Phase::Leading { .. }) {
             return None;
         }

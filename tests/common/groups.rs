@@ -59,6 +59,8 @@ struct Place {
     /// The nemesis keeps it down.
     held: bool,
     node: Option<Node>,
+    /// When it opened.
+    since: Deadline,
     /// Counts the node's openings.
     life: u64,
     /// Directories before this one were wiped.
@@ -82,6 +84,8 @@ struct Record {
     starts: BTreeMap<u32, (u64, u32, String)>,
     /// By term: the highest VLSN of an entry of it that was told to be committed.
     told: BTreeMap<u32, u64>,
+    /// Every write that was appended.
+    tokens: Vec<Token>,
     /// Entries that were told to be gone: term and VLSN.
     gone: BTreeSet<(u32, u64)>,
 }
@@ -112,6 +116,7 @@ impl Cluster {
         sim.net().configure(plan.net.clone());
         sim.set_pace(plan.pace.clone());
         let count = plan.founders + plan.arbiters + plan.spares;
+        let sim_start = sim.clock().now();
         let place = |at: usize| {
             let name = format!("n{}", at + 1);
             let sim = sim.node(&name);
@@ -126,6 +131,7 @@ impl Cluster {
                 wanted: at < plan.founders + plan.arbiters,
                 held: false,
                 node: None,
+                since: sim_start,
                 life: 0,
                 generation: 0,
                 store: Arc::default(),
@@ -198,7 +204,7 @@ impl Cluster {
         if self.places[at].node.is_some() || !self.places[at].wanted || self.places[at].held {
             return Ok(());
         }
-        let config = self.config(at);
+        let (config, now) = (self.config(at), self.now());
         let truth = Arc::clone(&self.truth);
         let place = &mut self.places[at];
         place.store.lock().reopen(&truth.lock());
@@ -223,6 +229,7 @@ impl Cluster {
         match opened {
             Ok(node) => {
                 place.life += 1;
+                place.since = now;
                 place.spans.clear();
                 (place.committed, place.term) = (0, Term::NONE);
                 place.node = Some(node);
@@ -395,6 +402,12 @@ impl Cluster {
             Some(8) => self.add(),
             Some(9) => self.remove(),
             Some(10) => self.wipe_one(),
+            Some(11) => {
+                // Mostly who leads: his is the pause that matters.
+                let at = self.master().map(|(at, _)| at).filter(|_| some % 2 == 0).unwrap_or(some);
+                self.places[at].sim.pause(until - now);
+                self.count("paused");
+            }
             _ => {}
         }
         Ok(())

@@ -215,6 +215,7 @@ impl<'a> Key<'a> {
         }
         key.makers = key.made.values().copied().collect();
         key.find_writers(&writers)?;
+        key.find_expected();
         Ok(key)
     }
 
@@ -316,6 +317,36 @@ impl<'a> Key<'a> {
             self.makers.insert(writer);
         }
         Ok(())
+    }
+
+    /// A compare-and-set that took effect has seen the version that it expected: a write of unknown outcome made it, if
+    /// nobody says that he did. One that tells its own version comes first; else whoever began first.
+    fn find_expected(&mut self) {
+        let mut open: Vec<usize> = self.made.values().copied().collect();
+        while let Some(cas) = open.pop() {
+            let Call::Cas { expected, .. } = self.ops[cas].call else { continue };
+            if expected == 0 || self.made.contains_key(&expected) {
+                continue;
+            }
+            let could = |number: &usize| {
+                let op = &self.ops[*number];
+                let fits =
+                    matches!(op.outcome, Outcome::Unknown { at } if at.is_none_or(|at| at == expected));
+                fits && op.call != Call::Get
+                    && op.began <= self.ops[cas].ended
+                    && !self.makers.contains(number)
+            };
+            let rank = |number: &usize| {
+                let op = &self.ops[*number];
+                (op.outcome == Outcome::Unknown { at: None }, op.began)
+            };
+            let maker = self.numbers.iter().copied().filter(could).min_by_key(rank);
+            if let Some(maker) = maker {
+                self.made.insert(expected, maker);
+                self.makers.insert(maker);
+                open.push(maker);
+            }
+        }
     }
 
     fn check_order(&self) -> Result<(), Flaw> {

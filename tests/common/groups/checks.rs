@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use quorate::log::Log;
-use quorate::{EntryKind, Part, Role, Term, Token, Vlsn};
+use quorate::{Answer, EntryKind, Part, Role, Stats, Term, Token, Vlsn};
 
 use super::history::Flaw;
+use super::store::Truth;
 use super::{Cluster, Violation, id};
 
 /// The term of the entry at this place of a log, if it holds it and still tells.
@@ -35,7 +36,7 @@ impl Cluster {
 
     fn check_node(&mut self, at: usize, node: &quorate::Node) -> Result<(), Violation> {
         let place = &mut self.places[at];
-        let name = &place.name;
+        let name = &place.name.clone();
         let term = node.term();
         if term < place.term {
             return Err(format!("{name} fell from term {} to {term}", place.term));
@@ -83,6 +84,9 @@ impl Cluster {
         let first = self.record.masters.entry(leads.get()).or_insert_with(|| name.clone());
         if first != name {
             return Err(format!("{first} and {name} both lead in term {leads}"));
+        }
+        if let Some(stats) = node.stats() {
+            self.check_claims(&stats)?;
         }
         for (&term, &vlsn) in self.record.told.range(..leads.get()) {
             let here = term_at(node.log(), vlsn);
@@ -154,6 +158,7 @@ impl Cluster {
                 return Err(format!("VLSN {vlsn} of term {term} was told to be gone; the engines got it"));
             }
         }
+        self.check_tokens(&truth)?;
         let mut starts: BTreeMap<u32, u64> = BTreeMap::new();
         for (vlsn, given) in (1..).zip(&truth.given) {
             if given.kind == EntryKind::TERM_START && starts.insert(given.term, vlsn).is_some() {
@@ -161,6 +166,49 @@ impl Cluster {
             }
             if !starts.contains_key(&given.term) {
                 return Err(format!("VLSN {vlsn} of term {} comes before its start", given.term));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every member tells of every write what really became of it. A newcomer to which the log was never sent in full can't
+    /// exist, as nothing is pruned.
+    fn check_tokens(&self, truth: &Truth) -> Result<(), Violation> {
+        let Some((_, master)) = self.master() else { return Err("no master".into()) };
+        for member in master.members().iter().filter(|member| member.role != Role::Arbiter) {
+            let place = self.places.iter().find(|place| id(&place.name) == member.id);
+            let Some(node) = place.and_then(|place| place.node.as_ref()) else { continue };
+            for token in &self.record.tokens {
+                let given = truth.at(token.vlsn.get()).map(|given| given.term);
+                let really =
+                    if given == Some(token.term.get()) { Answer::Committed } else { Answer::RolledBack };
+                let answer = node.ask(token);
+                if answer != really {
+                    return Err(format!("{} says {answer:?} of {token}, and it is {really:?}", member.id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a master holds of its replicas is on their disks.
+    fn check_claims(&self, stats: &Stats) -> Result<(), Violation> {
+        let now = self.now();
+        for one in &stats.replicas {
+            let Some(of) = self.places.iter().find(|place| id(&place.name) == one.id) else { continue };
+            let Some(node) = of.node.as_ref().filter(|_| of.role != Role::Arbiter) else { continue };
+            // An ack that was on its way when the node left for another term, or ended, may still be held.
+            let fresh = one.connected_for.is_some_and(|connected| connected <= now - of.since);
+            if !fresh || node.term() != stats.term || node.part() != Part::Replica {
+                continue;
+            }
+            let flushed = node.log().life().flushed.get();
+            let claimed = one.positions.durable.map_or(0, Vlsn::get);
+            if claimed > flushed {
+                return Err(format!(
+                    "{} holds {claimed} of {}, which has flushed {flushed}",
+                    stats.node, one.id
+                ));
             }
         }
         Ok(())

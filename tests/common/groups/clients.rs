@@ -95,7 +95,10 @@ impl Cluster {
         let appended = node.append(&[NewEntry::data(&payload)], Policy::MAJORITY);
         let number = self.history.begin(self.clients[client].number, key, call, now.as_nanos());
         match appended {
-            Ok(ticket) => self.clients[client].open = open(number, Stage::Writing(ticket)),
+            Ok(ticket) => {
+                self.clients[client].open = open(number, Stage::Writing(ticket));
+                self.record.tokens.push(ticket.token);
+            }
             // Nothing was written.
             Err(_) => self.history.end(number, Outcome::Failed, now.as_nanos()),
         }

@@ -29,10 +29,12 @@ pub struct Extra {
     pub remove: u64,
     /// A member that has caught up loses its directory, and joins anew.
     pub wipe: u64,
+    /// A node stops as a whole, and goes on as if nothing had happened.
+    pub pause: u64,
 }
 
 impl Extra {
-    pub fn weights(&self) -> [u64; 11] {
+    pub fn weights(&self) -> [u64; 12] {
         [
             self.isolate,
             self.ring,
@@ -45,6 +47,7 @@ impl Extra {
             self.add,
             self.remove,
             self.wipe,
+            self.pause,
         ]
     }
 }
@@ -122,7 +125,7 @@ impl Plan {
     pub fn pauses(founders: usize) -> Plan {
         let pace = Pace { stall: 0.001, max_stall: ms(300), ..Pace::default() };
         let nemesis = NemesisPlan { every: ms(400), lasts: ms(200), ..NemesisPlan::default() };
-        Plan { pace, nemesis, extra: Extra { jump: 1, ..Extra::default() }, ..Plan::calm(founders) }
+        Plan { pace, nemesis, extra: Extra { jump: 1, pause: 4, ..Extra::default() }, ..Plan::calm(founders) }
     }
 
     /// Disks that fail: writes, syncs, creates, space.
@@ -177,6 +180,7 @@ impl Plan {
             add: 3,
             remove: 2,
             wipe: 1,
+            pause: 2,
         };
         let nemesis = NemesisPlan { every: ms(150), lasts: ms(250), max_down: 2, ..NemesisPlan::default() };
         let pace = Pace { stall: 0.001, max_stall: ms(150), ..Pace::default() };
@@ -186,7 +190,13 @@ impl Plan {
             nemesis,
             extra,
             extra_every: ms(120),
-            net: NetConfig { reset: 0.001, dial_failure: 0.1, ..NetConfig::default() },
+            net: NetConfig {
+                reset: 0.001,
+                dial_failure: 0.1,
+                damage: 0.001,
+                lose: 0.001,
+                ..NetConfig::default()
+            },
             pace,
             time: ms(2500),
             ..Plan::failing_disks(3)
