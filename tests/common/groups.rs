@@ -82,8 +82,8 @@ struct Record {
     masters: BTreeMap<u32, String>,
     /// Each term's first entry: VLSN and CRC.
     starts: BTreeMap<u32, (u64, u32, String)>,
-    /// By term: the highest VLSN of an entry of it that was told to be committed.
-    told: BTreeMap<u32, u64>,
+    /// By the term that committed it, or a later one: term and VLSN of the highest entry that was told to be committed.
+    told: BTreeMap<u32, (u32, u64)>,
     /// Every write that was appended.
     tokens: Vec<Token>,
     /// Entries that were told to be gone: term and VLSN.

@@ -88,26 +88,30 @@ impl Cluster {
         if let Some(stats) = node.stats() {
             self.check_claims(&stats)?;
         }
-        for (&term, &vlsn) in self.record.told.range(..leads.get()) {
+        for (&by, &(term, vlsn)) in self.record.told.range(..leads.get()) {
             let here = term_at(node.log(), vlsn);
             if here != Some(Term::new(term)) && node.log().base().is_none_or(|base| base.vlsn.get() < vlsn) {
                 return Err(format!(
-                    "{name} leads term {leads} without VLSN {vlsn} of term {term}, which was told committed; it has {here:?}"
+                    "{name} leads term {leads} without VLSN {vlsn} of term {term}, which was committed in term {by} at \
+                     the latest; it has {here:?}"
                 ));
             }
         }
         Ok(())
     }
 
-    /// A client was told that an entry is committed.
-    pub(super) fn told_committed(&mut self, token: &Token) -> Result<(), Violation> {
+    /// A client was told that an entry is committed: by a term of whose master this is known, or by any so far.
+    pub(super) fn told_committed(&mut self, token: &Token, by: Option<Term>) -> Result<(), Violation> {
         self.count("committed");
         let (term, vlsn) = (token.term.get(), token.vlsn.get());
         if self.record.gone.contains(&(term, vlsn)) {
             return Err(format!("{token:?} was told to be gone, and then to be committed"));
         }
-        let told = self.record.told.entry(term).or_default();
-        *told = vlsn.max(*told);
+        let highest = self.up().map(|(_, node)| node.term()).max().unwrap_or(token.term);
+        let told = self.record.told.entry(by.unwrap_or(highest).get()).or_insert((term, vlsn));
+        if told.1 < vlsn {
+            *told = (term, vlsn);
+        }
         Ok(())
     }
 
@@ -145,7 +149,7 @@ impl Cluster {
     /// After all has come right: what was told is so.
     pub(super) fn check_end(&self) -> Result<(), Violation> {
         let truth = self.truth.lock();
-        for (term, vlsn) in &self.record.told {
+        for (term, vlsn) in self.record.told.values() {
             let given = truth.at(*vlsn).map(|given| given.term);
             if given != Some(*term) {
                 return Err(format!(

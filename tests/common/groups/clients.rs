@@ -137,7 +137,8 @@ impl Cluster {
             (Stage::Writing(ticket), Some(node)) => match poll(node, ticket, late) {
                 Ok(true) => {
                     let token = ticket.token;
-                    self.told_committed(&token)?;
+                    let by = node.leads().filter(|leads| *leads == token.term);
+                    self.told_committed(&token, by)?;
                     open.stage = Stage::Shown(token);
                 }
                 Ok(false) => {}
@@ -165,7 +166,7 @@ impl Cluster {
                 let answer = self.node(any).map_or(Answer::Unknown, |node| node.ask(&token));
                 match answer {
                     Answer::Committed => {
-                        self.told_committed(&token)?;
+                        self.told_committed(&token, None)?;
                         open.stage = Stage::Shown(token);
                     }
                     Answer::RolledBack => {
