@@ -294,4 +294,15 @@ mod tests {
         assert_eq!(refused(&[], 2), BadHistory::LastDiffers);
         assert_eq!(refused(&[span(1, 1)], 0), BadHistory::LastDiffers);
     }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_planted_bug_takes_another_terms_entry_of_the_same_vlsn_for_common() {
+        let (feeder, replica) = (history(&[1, 1, 3, 3], 0), history(&[1, 1, 2], 0));
+        let found = || matchpoint(&feeder, &replica, Standing::Leads(Term::new(3)));
+        assert_eq!(found(), Verdict::Match(v(2).map(|at| (Term::new(1), at))));
+        crate::planted::plant(Some(Bug::MatchpointByVlsnOnly));
+        assert_eq!(found(), Verdict::Match(v(3).map(|at| (Term::new(3), at))));
+        crate::planted::plant(None);
+    }
 }

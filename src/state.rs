@@ -476,4 +476,35 @@ mod tests {
         RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], 0).unwrap();
         assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 3, .. })));
     }
+
+    #[cfg(all(feature = "planted", feature = "sim"))]
+    #[test]
+    fn the_planted_bugs_forget_a_vote_at_a_power_loss_or_at_opening() {
+        use crate::planted::plant;
+        use crate::sim::{FaultDisk, Rng};
+
+        let path = Path::new("/node/state");
+        // Whether the state stored last is there after a power loss, perhaps with the first copy going bad in it.
+        let survives = |bug, seed, rots: bool| {
+            let disk = FaultDisk::new(Rng::new(seed));
+            disk.create_dir(Path::new("/node")).unwrap();
+            plant(bug);
+            let file = StateFile::create(&disk, path, state(1)).unwrap();
+            file.store(state(2)).unwrap();
+            if rots {
+                // Sequence 2 begins with copy 0.
+                disk.flip_at_power_loss(path, 30, 1);
+            }
+            disk.lose_power();
+            let read = StateFile::open(&disk, path).unwrap().state();
+            plant(None);
+            read == state(2)
+        };
+        let lost = |bug, rots| (0..20).filter(|seed| !survives(bug, *seed, rots)).count();
+        assert_eq!((lost(None, false), lost(None, true)), (0, 0));
+        assert!(lost(Some(Bug::VoteNotSynced), false) > 0);
+        assert_eq!(lost(Some(Bug::OneVoteSlotSynced), false), 0);
+        assert!(lost(Some(Bug::OneVoteSlotSynced), true) > 0);
+        assert_eq!(lost(Some(Bug::TermsRestartAtOne), false), 20);
+    }
 }

@@ -6,9 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quorate::entry::{EntryKind, NewEntry, Placement, TxnId, encode, verify_run};
+use quorate::ids::LogEnd;
+use quorate::members::{Admission, Member, Members, Role};
 use quorate::wire::frame::FrameHeader;
-use quorate::wire::message::{Ack, Entries, Message};
-use quorate::{Position, Term, Vlsn};
+use quorate::wire::message::{Ack, Entries, Message, Round, Vote, VoteReason};
+use quorate::{GroupId, NodeId, Position, Term, Vlsn};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -54,6 +56,24 @@ fn the_entries_shown_are_the_entries_made() {
 }
 
 #[test]
+fn the_member_list_shown_is_the_list_made() {
+    let a = Member {
+        address: Some("127.0.0.1:7001".parse().unwrap()),
+        ..Member::electable(NodeId::new("a").unwrap())
+    };
+    let b = Member {
+        role: Role::Arbiter,
+        admission: Admission::Learner,
+        region: "west".into(),
+        ..Member::electable(NodeId::new("b").unwrap())
+    };
+    let members = Members::new(vec![a, b]).unwrap();
+    let shown = hex(&page("format.md"), "members");
+    assert_eq!(shown, members.encode());
+    assert_eq!(Members::decode(&shown), Ok(members));
+}
+
+#[test]
 fn the_frames_shown_are_the_frames_made() {
     let (protocol, run) = (page("protocol.md"), entries());
     let sent = Message::Entries(Entries {
@@ -66,12 +86,22 @@ fn the_frames_shown_are_the_frames_made() {
     });
     let acked =
         Message::Ack(Ack { received: vlsn(2), durable: vlsn(2), applied: vlsn(1), checkpointed: None });
-    for (mark, message, sequence) in [("frame Entries", sent, 3), ("frame Ack", acked, 2)] {
+    let asked = Message::Vote(Vote {
+        group: GroupId::from_bits(0x0f),
+        candidate: NodeId::new("b").unwrap(),
+        election: 77,
+        round: Round::Real,
+        last: LogEnd { term: Term::new(1), vlsn: vlsn(2) },
+        reason: VoteReason::PrimaryFailure,
+        instead_of: None,
+    });
+    let all = [("frame Entries", sent, 1, 3), ("frame Ack", acked, 1, 2), ("frame Vote", asked, 2, 0)];
+    for (mark, message, term, sequence) in all {
         let (shown, mut made) = (hex(&protocol, mark), Vec::new());
-        message.encode(Term::new(1), sequence, &mut made);
+        message.encode(Term::new(term), sequence, &mut made);
         assert_eq!(shown, made, "{mark}");
         let (header, read) = Message::decode(&shown).unwrap();
-        assert_eq!((header.term, header.sequence), (Term::new(1), sequence));
+        assert_eq!((header.term, header.sequence), (Term::new(term), sequence));
         assert_eq!(read, message);
         assert!(FrameHeader::parse(&shown, shown.len() as u32).is_ok());
     }

@@ -171,3 +171,76 @@ fn sealed_segments_are_not_read_at_open() {
     assert!(read < 4096 * 4 + segments as u64 * 200, "{read} bytes read");
     assert_eq!(read_all(&log).unwrap().len(), 2000);
 }
+
+#[test]
+fn a_fence_stops_appends_in_lower_terms_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.max_payload = 100_000;
+    let (log, _) = common::try_open(config).unwrap();
+    fill(&log, 2, 3);
+    log.fence(t(5));
+    log.fence(t(4));
+    for payload in [vec![1; 10], vec![1; 80_000]] {
+        let entry = NewEntry::data(&payload);
+        let error = log.append(t(4), &[entry]).unwrap_err();
+        assert!(
+            matches!(error, AppendError::Fenced { term, fence } if (term, fence) == (t(4), t(5))),
+            "{error}"
+        );
+        assert!(matches!(log.append(t(1), &[entry]), Err(AppendError::TermFalls { .. })));
+    }
+    assert_eq!(log.last().map(|last| last.vlsn), Some(v(3)));
+    // A run of what a master of an older term sent is still taken: its reader looks at the terms.
+    let other_dir = tempfile::tempdir().unwrap();
+    let (other, _) = open(other_dir.path());
+    let mut bytes = Vec::new();
+    let at = quorate::entry::Placement {
+        vlsn: Some(v(4)),
+        term: t(3),
+        prev: log.last().unwrap().crc,
+        timestamp: 1,
+    };
+    quorate::entry::encode(&NewEntry::data(&payload(4)), &at, &mut bytes);
+    log.append_run(&bytes, &verify_run(&bytes, log.last()).unwrap()).unwrap();
+    assert_eq!(log.last().map(|last| last.term), Some(t(3)));
+    // Cutting the log leaves the fence where it is.
+    log.truncate_after(Some(v(2))).unwrap();
+    assert!(matches!(log.append(t(4), &[NewEntry::data(b"x")]), Err(AppendError::Fenced { .. })));
+    fill(&log, 5, 1);
+    fill(&log, 7, 1);
+    assert_eq!(read_all(&log).unwrap(), [1, 2, 3, 4]);
+    // Appending in a term puts up no fence, and it does not outlive the open log.
+    fill(&other, 7, 1);
+    other.truncate_after(None).unwrap();
+    fill(&other, 1, 1);
+}
+
+#[test]
+fn nothing_of_a_lower_term_comes_in_after_the_fence_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    let begun = std::sync::Barrier::new(4);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                begun.wait();
+                loop {
+                    match log.append(t(1), &[NewEntry::data(b"old")]) {
+                        Ok(_) => {}
+                        Err(AppendError::Fenced { .. } | AppendError::TermFalls { .. }) => break,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        begun.wait();
+        log.fence(t(2));
+        let last = log.last();
+        for _ in 0..1000 {
+            assert_eq!(log.last(), last);
+        }
+        log.append(t(2), &[NewEntry::data(b"new")]).unwrap();
+    });
+    assert_eq!(log.last().map(|last| last.term), Some(t(2)));
+}

@@ -9,7 +9,7 @@ use common::{GROUP, config, fill, names, open, read_all, refusing, t, try_open, 
 use quorate::clock::Wait;
 use quorate::entry::NewEntry;
 use quorate::ids::GroupId;
-use quorate::log::{FileDamage, Log, LogConfig, OpenError, SEGMENT_HEADER_LEN, TailVerdict};
+use quorate::log::{DoubtfulTail, FileDamage, Log, LogConfig, OpenError, SEGMENT_HEADER_LEN, TailVerdict};
 
 /// Where each entry of the first segment starts, and where the last one ends.
 fn offsets(bytes: &[u8]) -> Vec<usize> {
@@ -18,6 +18,15 @@ fn offsets(bytes: &[u8]) -> Vec<usize> {
         offsets.push(offsets[offsets.len() - 1] + header.entry_len());
     }
     offsets
+}
+
+fn refusing_holes(dir: &Path) -> LogConfig {
+    LogConfig { doubtful: DoubtfulTail::RefuseHoles, ..config(dir) }
+}
+
+/// Every file in the log's directory, and what is in it.
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    names(dir, "").into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap())).collect()
 }
 
 fn first_segment(dir: &Path) -> PathBuf {
@@ -133,7 +142,12 @@ fn a_gap_that_no_torn_write_explains_is_doubtful() {
     bytes[offsets[5]..offsets[6]].fill(0);
     fs::write(&path, &bytes).unwrap();
     let error = try_open(refusing(dir.path())).err().unwrap();
-    assert!(matches!(error, OpenError::Doubtful { from, .. } if from == v(5)), "{error}");
+    let doubtful = |error: &OpenError| matches!(error, OpenError::Doubtful { from, verdict, .. } if (*from, *verdict) == (v(5), TailVerdict::Doubtful));
+    assert!(doubtful(&error), "{error}");
+    let before = files(dir.path());
+    let error = try_open(refusing_holes(dir.path())).err().unwrap();
+    assert!(doubtful(&error), "{error}");
+    assert!(files(dir.path()) == before);
     let (log, opened) = open(dir.path());
     assert_eq!(opened.cut.unwrap().verdict, TailVerdict::Doubtful);
     assert_eq!(entries(&log), 4);
@@ -153,6 +167,19 @@ fn a_sector_that_was_never_written_is_a_hole_and_cut_though_entries_lie_behind_i
     let sector = (offsets(&bytes)[4] / 512 + 1) * 512;
     bytes[sector..sector + 512].fill(0);
     fs::write(&path, &bytes).unwrap();
+    // A node that votes has to know first what it may have acknowledged.
+    let before = files(dir.path());
+    for _ in 0..2 {
+        let error = try_open(refusing_holes(dir.path())).err().unwrap();
+        let offset = offsets(&bytes)[4] as u64;
+        let verdict = TailVerdict::Hole;
+        assert!(
+            matches!(&error, OpenError::Doubtful { path: at, offset: o, from, verdict: found }
+                if (at, *o, *from, *found) == (&path, offset, v(5), verdict)),
+            "{error}"
+        );
+        assert!(files(dir.path()) == before, "refusing to open changed something");
+    }
     // Nothing of it was synced, so that even a node that refuses what is doubtful cuts it.
     let (log, opened) = try_open(refusing(dir.path())).unwrap();
     let cut = opened.cut.unwrap();
@@ -293,7 +320,83 @@ fn a_header_torn_at_the_edge_of_a_sector_is_torn_and_no_reason_to_doubt() {
     assert!(bytes[1004..1024].iter().any(|byte| *byte != 0));
     bytes[1024..].fill(0);
     fs::write(dir.path().join(&name), &bytes).unwrap();
-    let (log, opened) = try_open(refusing(dir.path())).unwrap();
+    let (log, opened) = try_open(refusing_holes(dir.path())).unwrap();
     assert_eq!(opened.cut.unwrap().verdict, TailVerdict::Torn);
     assert_eq!(log.last().map(|last| last.vlsn), Some(v(1)));
+}
+
+/// What power losses leave, over many seeds: a voter never loses silently what may have been acknowledged.
+#[cfg(feature = "sim")]
+mod power_loss {
+    use std::sync::Arc;
+
+    use quorate::clock::SystemClock;
+    use quorate::disk::Disk;
+    use quorate::sim::{DiskFaults, FaultDisk, Rng, seeds};
+
+    use super::*;
+
+    fn files(disk: &FaultDisk, dir: &Path) -> Vec<(String, Vec<u8>)> {
+        let read = |name: String| {
+            let file = disk.open(&dir.join(&name)).unwrap();
+            let mut bytes = vec![0; file.len().unwrap() as usize];
+            file.read_at(&mut bytes, 0).unwrap();
+            (name, bytes)
+        };
+        // What is unfinished may go.
+        disk.list(dir).unwrap().into_iter().filter(|name| !name.ends_with(".new")).map(read).collect()
+    }
+
+    #[test]
+    fn a_hole_is_refused_with_its_first_vlsn_and_a_torn_end_is_cut() {
+        let (mut holes, mut torn, mut whole) = (0, 0, 0);
+        for seed in seeds(300) {
+            let disk = Arc::new(FaultDisk::new(Rng::new(seed)));
+            disk.set_faults(DiskFaults { write_back: 0.3, ..DiskFaults::default() });
+            let dir = Path::new("/log");
+            let opening = |doubtful| {
+                let config = LogConfig { doubtful, ..config(dir) };
+                Log::open(Arc::clone(&disk) as Arc<dyn Disk>, Arc::new(SystemClock), config)
+            };
+            let (log, _) = opening(DoubtfulTail::RefuseHoles).unwrap();
+            fill(&log, 1, 5 + seed % 7);
+            let flushed = log.last().unwrap().vlsn;
+            log.flush(flushed, Wait::Now).unwrap();
+            for _ in 0..1 + seed % 5 {
+                fill(&log, 1, 1 + seed % 6);
+                log.write_out().unwrap();
+            }
+            disk.lose_power();
+            drop(log);
+            let before = files(&disk, dir);
+            let refused = match opening(DoubtfulTail::RefuseHoles) {
+                Ok((log, opened)) => {
+                    match opened.cut {
+                        Some(cut) => {
+                            assert_eq!(cut.verdict, TailVerdict::Torn, "seed {seed}");
+                            torn += 1;
+                        }
+                        None => whole += 1,
+                    }
+                    assert!(entries(&log) >= flushed.get(), "seed {seed}");
+                    continue;
+                }
+                Err(OpenError::Doubtful { from, verdict, .. }) => (from, verdict),
+                Err(error) => panic!("seed {seed}: {error}"),
+            };
+            assert!(refused.0 > flushed, "seed {seed}");
+            assert!(files(&disk, dir) == before, "seed {seed}: refusing to open changed something");
+            // Another power loss before the caller could note it changes nothing either.
+            disk.lose_power();
+            let (log, opened) = opening(DoubtfulTail::Cut).unwrap();
+            let cut = opened.cut.unwrap();
+            assert_eq!((cut.from, cut.verdict), refused, "seed {seed}");
+            assert_eq!(entries(&log) + 1, cut.from.get());
+            holes += 1;
+        }
+        println!("{holes} holes, {torn} torn, {whole} whole");
+        if std::env::var_os("QUORATE_SEED").is_none() {
+            assert!(holes > 5 && torn > 5 && whole > 5, "{holes} holes, {torn} torn, {whole} whole");
+        }
+    }
 }

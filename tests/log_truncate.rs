@@ -228,3 +228,16 @@ fn a_prune_that_could_not_remove_a_file_leaves_no_hole_for_the_next() {
         assert_eq!((log.base(), read_all(&log).unwrap()), (base, left), "{changes} changes");
     }
 }
+
+#[cfg(feature = "planted")]
+#[test]
+fn the_planted_bug_cuts_what_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    fill(&log, 1, 10);
+    log.note_committed(v(6));
+    quorate::planted::plant(Some(quorate::planted::Bug::TruncateBelowCommitted));
+    let done = log.truncate_after(Some(v(5)));
+    quorate::planted::plant(None);
+    assert_eq!(done.unwrap().cut, VlsnRange::new(v(6), v(10)));
+}

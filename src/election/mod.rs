@@ -93,6 +93,8 @@ struct Inner {
     master: Option<NodeId>,
     /// When to stand, if no master is heard; while standing, when to begin anew.
     due: Deadline,
+    /// The last term that this node led in, since it opened.
+    led: Term,
     /// Whether an operator, or a master that hands over, wants this node to stand at once.
     ordered: Option<(VoteReason, Option<NodeId>)>,
     /// The last master was lost by its own word.
@@ -111,6 +113,8 @@ pub(crate) enum EnterError {
     Past(Term),
     #[error("no group reaches term {0}")]
     Absurd(Term),
+    #[error("{found} says that it leads in term {term}, and {known} does")]
+    SecondMaster { term: Term, known: NodeId, found: NodeId },
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -131,6 +135,7 @@ impl Election {
                 phase: Phase::Following,
                 master: None,
                 due: now,
+                led: Term::NONE,
                 ordered: None,
                 reason: VoteReason::PrimaryFailure,
                 asks: Vec::new(),
@@ -226,7 +231,14 @@ impl Election {
                 None
             }
         };
-        Ok((self.term(), self.reply(asked, why_not, inner.master.clone())))
+        let stored = self.state.state();
+        let given = stored.term == term && stored.vote.as_ref() == Some(&asked.candidate);
+        assert!(
+            why_not.is_some() || asked.round == Round::Pre || given,
+            "a vote for {} in term {term} is about to be told and was not stored",
+            asked.candidate
+        );
+        Ok((stored.term, self.reply(asked, why_not, inner.master.clone())))
     }
 
     fn reply(&self, asked: &Vote, why_not: Option<WhyNot>, master: Option<NodeId>) -> VoteReply {
@@ -271,6 +283,9 @@ impl Election {
     pub fn enter(&self, term: Term, master: &NodeId) -> Result<(), EnterError> {
         let mut inner = self.inner.lock();
         self.enter_locked(&mut inner, term)?;
+        if let Some(known) = inner.master.as_ref().filter(|known| *known != master && term == self.term()) {
+            return Err(EnterError::SecondMaster { term, known: known.clone(), found: master.clone() });
+        }
         if matches!(inner.phase, Phase::Standing(_)) {
             inner.phase = Phase::Following;
         }
@@ -354,6 +369,8 @@ impl Election {
         let term = campaign.term;
         assert!(self.term() == term, "an election of term {term} was won in term {}", self.term());
         if office.take_office(term) {
+            assert!(inner.led < term, "a second mastership in term {term}, after one in term {}", inner.led);
+            inner.led = term;
             inner.phase = Phase::Leading { since: now };
             inner.master = Some(self.settings.own.clone());
             inner.announce = true;

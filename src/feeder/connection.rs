@@ -13,7 +13,7 @@ use crate::feeder::output::{InFlight, Output};
 use crate::feeder::status::FeederState;
 use crate::ids::{NodeId, Vlsn, number};
 use crate::log::scanner::ScanError;
-use crate::members::Role;
+use crate::members::{Role, Standing};
 use crate::progress::{AckError, Progress};
 use crate::runtime::Running;
 use crate::wire::MessageType;
@@ -135,6 +135,8 @@ pub(super) struct Connection {
     arbiter: AtomicBool,
     /// Whether the node's directory holds what it acknowledged.
     counts: AtomicBool,
+    /// Whether its directory was made anew, so that it knows nothing of what it promised before.
+    newcomer: AtomicBool,
     /// A heartbeat is wanted before the next is due.
     beat_wanted: AtomicBool,
     /// The node is no member any more: the sending half says so, and ends.
@@ -159,6 +161,7 @@ impl Connection {
             node: OnceLock::new(),
             arbiter: AtomicBool::new(false),
             counts: AtomicBool::new(false),
+            newcomer: AtomicBool::new(false),
             beat_wanted: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
             beat: AtomicU64::new(0),
@@ -167,8 +170,9 @@ impl Connection {
     }
 
     /// Notes who the replica is.
-    pub fn introduce(&self, node: &NodeId, role: Role) {
+    pub fn introduce(&self, node: &NodeId, role: Role, standing: Standing) {
         self.arbiter.store(role == Role::Arbiter, Ordering::SeqCst);
+        self.newcomer.store(standing == Standing::Newcomer, Ordering::SeqCst);
         let _first = self.node.set(node.clone());
     }
 
@@ -253,6 +257,11 @@ impl Connection {
 
     pub fn counts(&self) -> bool {
         self.counts.load(Ordering::SeqCst)
+    }
+
+    /// Whether the node has yet to learn what it may have promised before its directory was made.
+    pub fn is_newcomer(&self) -> bool {
+        self.newcomer.load(Ordering::Relaxed) && !self.counts()
     }
 
     pub fn seen(&self) -> Deadline {

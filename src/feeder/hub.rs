@@ -211,6 +211,16 @@ impl Hub {
         }
     }
 
+    /// Whether a heartbeat may tell this peer what is committed: to a newcomer it says that it counts from now on. Its
+    /// directory may be new in the place of one that promised a newer term, or made up the majority of one. So first
+    /// a majority without it has to follow this term later than it came: then there is no newer master that it helped
+    /// to make. And an entry of this term has to be committed.
+    pub fn may_admit(&self, to: &Connection, committed: Vlsn) -> bool {
+        let Some(gates) = self.gates().filter(|_| to.is_newcomer()) else { return true };
+        let started = committed >= gates.mastership().term_start;
+        started && gates.contact_at(self.clock.now()) >= to.since
+    }
+
     pub fn own_positions(&self) -> Positions {
         self.source.positions()
     }

@@ -191,7 +191,7 @@ impl Output {
         let heartbeat = Heartbeat {
             written: if arbiter { flushed } else { own.received },
             flushed,
-            committed: hub.committed(),
+            committed: hub.committed().filter(|committed| hub.may_admit(to, *committed)),
             durable_wanted,
             applied_wanted,
             health: hub.health(),
@@ -206,7 +206,7 @@ impl Output {
         }
         let sent = self.message(hub, to, &Message::Heartbeat(heartbeat), wait)?;
         if sent {
-            self.told = heartbeat.committed;
+            self.told = hub.committed();
             self.last_beat = now;
         } else if self.sent != before {
             self.sent = before;

@@ -430,6 +430,10 @@ impl Node {
             lead.feeders.gates().close(End::LifeEnded);
             lead.feeders.close();
         }
+        // Whoever waits for it may be one of those who are waited for below.
+        if let Some(handover) = node.handover.lock().take() {
+            handover.end(Err(TransferError::Ended(handover.to.clone())));
+        }
         node.end_relay();
         if let Some(following) = node.following.get() {
             following.close();
@@ -445,9 +449,6 @@ impl Node {
         }
         let mut doubt = std::mem::take(&mut *node.doubt.lock());
         doubt.close();
-        if let Some(handover) = node.handover.lock().take() {
-            handover.end(Err(TransferError::NotMaster));
-        }
         node.core.close(wait);
     }
 }

@@ -54,6 +54,9 @@ pub enum TransferError {
     /// Another transfer is going on.
     #[error("mastership is being handed to {0} already")]
     Busy(NodeId),
+    /// This node ceased to lead before the other took over; somebody else may.
+    #[error("this node ceased to lead, and does not know {0} to have taken over; ask who leads now")]
+    Ended(NodeId),
     /// It took too long; this node goes on leading.
     #[error("{to} did not take over within {patience:?}; this node goes on as master")]
     TimedOut {
@@ -68,6 +71,8 @@ pub enum TransferError {
 pub struct Handover {
     /// Who is to lead.
     pub to: NodeId,
+    /// In which term it began.
+    term: Term,
     patience: Duration,
     until: Deadline,
     state: Mutex<Progress>,
@@ -187,6 +192,7 @@ impl Shared {
         let now = self.core.clock.now();
         let begun = Arc::new(Handover {
             to,
+            term: lead.term,
             patience,
             until: now + patience,
             state: Mutex::new(Progress { asked: None, outcome: None }),
@@ -217,9 +223,14 @@ impl Shared {
         let Some(handover) = self.handover.lock().clone().filter(|one| one.outcome().is_none()) else {
             return Deadline::NEVER;
         };
-        let Some(lead) = self.lead() else {
-            // Whoever leads now, it is not this node.
-            handover.end(Ok(()));
+        let Some(lead) = self.lead().filter(|lead| lead.term == handover.term) else {
+            // Whoever leads now says so, or this node finds out by following it.
+            let took_over = match self.election.master() {
+                Some(master) if master == handover.to => Ok(()),
+                None if now < handover.until => return handover.until.min(now + LOOK_AGAIN),
+                _ => Err(TransferError::Ended(handover.to.clone())),
+            };
+            handover.end(took_over);
             return Deadline::NEVER;
         };
         if now >= handover.until {

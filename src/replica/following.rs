@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -74,6 +74,8 @@ pub(crate) struct Following {
     pub guide: Arc<dyn Guide>,
     /// The lowest term whose master may append and be acknowledged here. Held while a frame is taken.
     gate: Mutex<Term>,
+    /// The term of the node that welcomed us and whose term is being entered; 0 for none.
+    arriving: AtomicU32,
     /// Channels handed over by the embedder.
     offered: Mutex<VecDeque<Arc<dyn Channel>>>,
     /// The channel in use, so that closing the node can end it.
@@ -116,6 +118,7 @@ impl Following {
             state,
             guide,
             gate: Mutex::new(Term::NONE),
+            arriving: AtomicU32::new(0),
             offered: Mutex::default(),
             current: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -155,6 +158,14 @@ impl Following {
         }
     }
 
+    /// Enters the term of the node that welcomed us, which does not end that connection.
+    pub(super) fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError> {
+        self.arriving.store(term.get(), Ordering::SeqCst);
+        let entered = self.guide.enter(term, feeder, feed);
+        self.arriving.store(0, Ordering::SeqCst);
+        entered
+    }
+
     /// A newer term was promised: when this returns, nothing of an older one is appended or acknowledged any more.
     pub fn leave(&self, newer: Term) {
         {
@@ -162,8 +173,10 @@ impl Following {
             *gate = newer.max(*gate);
             self.acks.disconnect();
         }
-        self.hang_up();
-        self.hurry();
+        if self.arriving.load(Ordering::SeqCst) != newer.get() {
+            self.hang_up();
+            self.hurry();
+        }
     }
 
     /// The right to take a frame of this term, for as long as it is held.
@@ -221,7 +234,8 @@ impl Following {
     }
 
     /// A directory that was new or doubtful holds what the group may have counted on once an entry of the master's own
-    /// term is committed and flushed here: as this node counted for nothing until now, it was committed without it.
+    /// term is committed and flushed here. `committed` is what a heartbeat told: to a newcomer the master tells it only
+    /// when a majority without this node is known to follow its term.
     pub(super) fn admit(&self, term: Term, committed: Option<Vlsn>) -> Result<(), FollowError> {
         let Some(committed) = committed else { return Ok(()) };
         if self.state.state().standing.counts() || self.log.life().flushed.get() < committed.get() {

@@ -7,7 +7,7 @@ pub(crate) mod receive;
 use crate::channel::ChannelError;
 use crate::entry::RunError;
 use crate::handshake::WelcomeError;
-use crate::ids::{Term, Vlsn, number};
+use crate::ids::{NodeId, Term, Vlsn, number};
 use crate::log::scanner::ScanError;
 use crate::log::{AppendError, FlushError, TruncateError};
 use crate::runtime::DialError;
@@ -90,6 +90,16 @@ pub enum FollowError {
     Superseded {
         /// The term.
         by: Term,
+    },
+    /// Two nodes say that they lead in one term.
+    #[error("{found} says that it leads in term {term}, and this node knows {known} to do so")]
+    SecondMaster {
+        /// The term.
+        term: Term,
+        /// Whom this node knows.
+        known: NodeId,
+        /// Who says so now.
+        found: NodeId,
     },
     /// The other end claims a term that no group reaches.
     #[error("the other end claims term {0}, which no group reaches")]

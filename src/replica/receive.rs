@@ -240,7 +240,7 @@ impl Session {
             }
             return Err(error.into());
         }
-        shared.guide.enter(term, &welcome.node, welcome.feed)?;
+        shared.enter(term, &welcome.node, welcome.feed)?;
         self.term = term;
         self.feed = welcome.feed;
         line.set_term(term);
@@ -369,7 +369,7 @@ impl Session {
         shared.guide.heard(self.feed);
         shared.acks.want(heartbeat.durable_wanted, heartbeat.applied_wanted);
         self.committed(shared, heartbeat.committed);
-        shared.admit(self.term, Vlsn::new(shared.apply.committed.get()))?;
+        shared.admit(self.term, heartbeat.committed)?;
         let standing = shared.state.state().standing;
         let reply =
             HeartbeatReply { clock: heartbeat.clock, health: crate::members::Health::Healthy, standing };
@@ -436,8 +436,8 @@ impl Session {
         let told = LogEnd { term: self.term, vlsn: heartbeat.flushed };
         let before = shared.state.state();
         let news = told.vlsn.is_some() && told > before.mark;
-        // An arbiter is told of what is committed only once that is of the master's own term; as this node counted for
-        // nothing until then, it was committed without it.
+        // A newcomer is told what is committed only once that is of the master's own term, and a majority without this
+        // node is known to follow it.
         let standing = match before.standing {
             Standing::Newcomer if news && heartbeat.committed.is_some() => {
                 Standing::Full { since: before.term }
