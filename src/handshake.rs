@@ -7,6 +7,7 @@ use crate::ballot::HIGHEST_TERM;
 use crate::config::{CheckedConfig, Compression};
 use crate::ids::{Position, Term};
 use crate::members::{Member, Members, Standing};
+use crate::planted::{Bug, active};
 use crate::wire::frame::VERSION;
 use crate::wire::message::{Capabilities, Feed, Hello, RejectReason, Welcome};
 
@@ -156,7 +157,7 @@ pub fn judge_welcome(
     if theirs > HIGHEST_TERM {
         return Err(WelcomeError::AbsurdTerm { theirs });
     }
-    if theirs < ours || theirs == Term::NONE {
+    if (theirs < ours && !active(Bug::LowerTermAccepted)) || theirs == Term::NONE {
         return Err(WelcomeError::StaleTerm { theirs, ours });
     }
     Ok(())

@@ -254,6 +254,7 @@ mod tests {
                 region: "e\"u\n".into(),
                 state: crate::feeder::FeederState::Streaming,
                 health: Health::Healthy,
+                counts: true,
                 sent: at(9),
                 positions,
                 lag_entries: 1,

@@ -334,6 +334,7 @@ impl Fake {
             capabilities: Capabilities::NONE,
             max_frame: 1 << 20,
             heartbeat: std::time::Duration::from_secs(1),
+            feed: quorate::wire::message::Feed::Leads,
         }
     }
 

@@ -414,7 +414,7 @@ fn a_small_state_whose_name_may_not_be_durable_yet_is_made_so_when_it_is_opened(
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let disk = TestDisk::default();
-        let state = State { group: GROUP, node: id("m"), incarnation: 1, term: t(4) };
+        let state = State::new(GROUP, id("m"), 1, quorate::Standing::Full { since: t(0) }).in_term(t(4));
         disk.0.changes_left.store(changes, Ordering::SeqCst);
         disk.0.limited.store(true, Ordering::SeqCst);
         let made = StateFile::create(&disk, &path, state);

@@ -377,7 +377,7 @@ fn foreign_pair(committed: bool) -> (Group, Arc<Book>) {
     let (group, its) = (Group::new(&["m", "a"]), Arc::<Book>::default());
     for (name, bytes) in [("m", b"one"), ("a", b"two")] {
         std::fs::create_dir_all(group.log_dir(name)).unwrap();
-        let state = State { group: GROUP, node: id(name), incarnation: 1, term: t(1) };
+        let state = State::new(GROUP, id(name), 1, quorate::Standing::Full { since: t(0) }).in_term(t(1));
         StateFile::create(&RealDisk, &group.dir.path().join(name).join("state"), state).unwrap();
         let log = group.log(name);
         log.append(t(1), &[NewEntry::data(bytes)]).unwrap();
@@ -666,6 +666,7 @@ fn a_stream_that_comes_slowly_and_never_pauses_is_acked_all_the_same() {
         capabilities: quorate::wire::message::Capabilities::NONE,
         max_frame: 1 << 20,
         heartbeat: Duration::from_secs(1),
+        feed: quorate::wire::message::Feed::Leads,
     }));
     fake.hear().unwrap();
     fake.say(&Message::Matchpoint(quorate::wire::message::Matchpoint { at: None }));

@@ -220,11 +220,17 @@ impl Search {
                 self.turned += 1;
                 if self.hops > 0 || self.turned >= client.addresses.len() {
                     (self.hops, self.turned) = (0, 0);
-                    rest(wait.at_most(deadline_in(self.pause)));
-                    self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                    return self.pause(wait);
                 }
             }
         }
+        !over(wait)
+    }
+
+    /// Pauses before the same node is asked again. `false`: `wait` is over.
+    pub fn pause(&mut self, wait: Wait) -> bool {
+        rest(wait.at_most(deadline_in(self.pause)));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         !over(wait)
     }
 }

@@ -15,6 +15,7 @@ use crate::handshake::Identity;
 use crate::ids::{Position, Term, Vlsn, number};
 use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened};
 use crate::members::Standing;
+use crate::planted::{Bug, active};
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
 use crate::state::{State, StateError, StateFile};
@@ -368,6 +369,9 @@ impl Core {
         if self.supplanted(token).is_some() {
             return Answer::RolledBack;
         }
+        if active(Bug::TokenComparesVlsnOnly) && Some(token.vlsn) <= committed {
+            return Answer::Committed;
+        }
         if Some(token.vlsn) > committed {
             return Answer::Unknown;
         }
@@ -401,6 +405,7 @@ impl Core {
             }
         }
         match self.term_at(token.vlsn) {
+            _ if active(Bug::TokenComparesVlsnOnly) => Ok(true),
             Some(term) if term == token.term => Ok(true),
             Some(term) => Err(TokenError::RolledBack { vlsn: token.vlsn, term }),
             None => Err(TokenError::Pruned { vlsn: token.vlsn }),
@@ -409,6 +414,9 @@ impl Core {
 
     /// The newer term, if one that is committed began at the token's place or before.
     fn supplanted(&self, token: &Token) -> Option<Term> {
+        if active(Bug::TokenComparesVlsnOnly) {
+            return None;
+        }
         let committed = Vlsn::new(self.apply.committed.get());
         if self.log.last().is_none_or(|last| last.term <= token.term) {
             return None;

@@ -10,98 +10,23 @@ use crate::address::Address;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::commit::{CommitError, End, Ticket, Undecided};
-use crate::config::{Config, ConfigError, Plaintext};
-use crate::election::{Builtin, Coordinator, Election, ElectionWorker, Housekeeping, Settings};
-use crate::engine::{Engine, EngineError};
-use crate::entry::{Entries, NewEntry};
+use crate::config::ConfigError;
+use crate::engine::Engine;
+use crate::entry::NewEntry;
 use crate::ids::{NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::log::{PruneError, Pruned};
-use crate::members::{Change, Member, Members, Role, Roll, Standing};
-use crate::node::core::{Answer, Core, Founding, Host, NodeError, TokenError};
-use crate::node::group::{Shared, Ties};
+use crate::members::{Change, Members, Role, Standing};
+use crate::node::assemble::NoEngine;
+use crate::node::core::{Answer, Founding, Host, NodeError, TokenError};
+use crate::node::group::Shared;
+use crate::node::group_config::NodeConfig;
 use crate::node::handover::{ChangeRefused, Handover, TransferError};
 use crate::node::lead::{WriteError, WriteRefused};
-use crate::node::reception::{Dispatch, Receptions};
+use crate::node::reception::Receptions;
 use crate::policy::{Outcome, Policy, Token};
 use crate::progress::Positions;
-use crate::replica::ack::AckSender;
-use crate::replica::following::{Following, Parts};
-use crate::replica::receive::Receive;
 use crate::stats::Stats;
 use crate::wire::message::{NodeStatus, Part, VoteReason};
-use crate::worker::Stop;
-
-/// What a node of a group that runs itself needs to know before it opens.
-#[derive(Clone)]
-pub struct NodeConfig {
-    /// What every node needs to know. `members` are the founders, and matter only where a group is founded; the same
-    /// list on every founder. `upstream`, if set, feeds this node in the master's place: for a [`Role::Secondary`] only.
-    pub base: Config,
-    /// What the node is to its group. Default electable.
-    pub role: Role,
-    /// Where it stands, for region-aware quorums. Default nowhere.
-    pub region: String,
-    /// Who is preferred as master among those who may win: the highest. Default 100; 0 leads only while nobody else can.
-    pub priority: u8,
-    /// Addresses at which a joining node finds its group; any members will do.
-    pub seeds: Vec<Address>,
-    /// The address that others dial, if it is not the one to listen at.
-    pub advertise: Option<Address>,
-    /// A master that was not heard for this time may be replaced; nodes stand after one to two of it. Default 600 ms;
-    /// at least three heartbeats, at most 1 minute.
-    pub election_timeout: Duration,
-    /// Who may stand for election. Default: everybody.
-    pub coordinator: Arc<dyn Coordinator>,
-}
-
-impl NodeConfig {
-    /// A configuration with default values around this one.
-    pub fn new(base: Config) -> NodeConfig {
-        NodeConfig {
-            base,
-            role: Role::Electable,
-            region: String::new(),
-            priority: 100,
-            seeds: Vec::new(),
-            advertise: None,
-            election_timeout: Duration::from_millis(600),
-            coordinator: Arc::new(Builtin),
-        }
-    }
-
-    /// Checks what stands here beside `base`, against bounds and against each other. Opening a node does it too.
-    ///
-    /// # Errors
-    /// [`ConfigError`], for the first field that does not fit.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let (timeout, beat) = (self.election_timeout, self.base.heartbeat);
-        if timeout < beat * 3 || timeout > Duration::from_secs(60) {
-            return Err(ConfigError::OutOfBounds {
-                field: "election_timeout",
-                value: format!("{timeout:?}"),
-                bounds: "three heartbeats to 1 minute",
-            });
-        }
-        if self.base.upstream.is_some() && self.role != Role::Secondary {
-            return Err(ConfigError::WrongRole { field: "upstream", role: "voter" });
-        }
-        if self.base.slot.is_some() && self.role == Role::Arbiter {
-            return Err(ConfigError::WrongRole { field: "slot", role: "arbiter" });
-        }
-        if self.region.len() > Members::MAX_REGION {
-            let bounds = "at most 64 bytes long";
-            return Err(ConfigError::OutOfBounds { field: "region", value: self.region.clone(), bounds });
-        }
-        if self.base.plaintext == Plaintext::LoopbackOnly {
-            for address in self.seeds.iter().chain(&self.advertise) {
-                if !address.stays_on_this_machine() {
-                    return Err(ConfigError::PlaintextRefused { address: address.clone() });
-                }
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What happened to a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,32 +80,17 @@ pub struct ReadTicket {
 ///
 /// Any thread may call any method. Dropping it closes it.
 pub struct Node {
-    shared: Arc<Shared>,
-    address: Option<Address>,
-    closer: Option<Arc<dyn Fn() + Send + Sync>>,
-    listeners: Arc<Listeners>,
-    closed: AtomicBool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) address: Option<Address>,
+    pub(super) closer: Option<Arc<dyn Fn() + Send + Sync>>,
+    pub(super) listeners: Arc<Listeners>,
+    pub(super) closed: AtomicBool,
 }
 
-type Listener = Box<dyn Fn(&Event) + Send + Sync>;
+pub(super) type Listener = Box<dyn Fn(&Event) + Send + Sync>;
 
 #[derive(Default)]
-struct Listeners(Mutex<Vec<Listener>>);
-
-/// An arbiter keeps no entries.
-struct NoEngine;
-
-impl Engine for NoEngine {
-    fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
-        Ok(None)
-    }
-    fn apply(&mut self, _entries: Entries<'_>) -> Result<(), EngineError> {
-        Err("an arbiter keeps no entries".into())
-    }
-    fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
-        Ok(None)
-    }
-}
+pub(super) struct Listeners(pub(super) Mutex<Vec<Listener>>);
 
 impl Node {
     /// Founds a group of `config.base.members`. All of them call this once, with the same list; a node that is to join
@@ -219,126 +129,6 @@ impl Node {
             return Err(ConfigError::WrongRole { field: "role", role: "node that is no arbiter" }.into());
         }
         Node::start(config, Box::new(NoEngine), host, Founding::Join)
-    }
-
-    fn start(
-        config: NodeConfig,
-        engine: Box<dyn Engine>,
-        host: Host,
-        founding: Founding,
-    ) -> Result<Node, NodeError> {
-        config.check()?;
-        let unstarted = Core::open_in_group(config.base.clone(), host, engine, founding)?;
-        let opened = unstarted.opened.clone();
-        let (core, state) = unstarted.start();
-        let (core, state) = (Arc::new(core), Arc::new(state));
-        let listener = match &core.config.listen {
-            Some(at) => Some(core.host.runtime.listen(at).map_err(|error| {
-                core.close(Wait::Now);
-                NodeError::Listen { at: at.clone(), kind: error.kind() }
-            })?),
-            None => None,
-        };
-        let address = listener.as_ref().map(|listener| listener.address().clone());
-        let own = Member {
-            role: config.role,
-            region: config.region.clone(),
-            priority: config.priority,
-            address: config.advertise.clone().or_else(|| address.clone()),
-            ..Member::electable(core.config.node.clone())
-        };
-        log::info!("{} opens in term {}; the log opened {opened:?}", own.id, state.state().term);
-        let settings = Settings {
-            group: core.config.group,
-            own: own.id.clone(),
-            timeout: config.election_timeout,
-            coordinator: Arc::clone(&config.coordinator),
-        };
-        let election = Arc::new(Election::new(settings, Arc::clone(&state), Arc::clone(&core.host.runtime)));
-        let acks =
-            Arc::new(AckSender::new(core.log.clone(), Arc::clone(&core.apply), Arc::clone(&core.counters)));
-        let shared = Arc::new(Shared {
-            own: own.clone(),
-            seeds: config.seeds.clone(),
-            fed_by: config.base.upstream.clone(),
-            founders: founders(&config.base.members, &own),
-            roll: Arc::new(Roll::new(Members::unknown())),
-            election: Arc::clone(&election),
-            acks: Arc::clone(&acks),
-            following: std::sync::OnceLock::new(),
-            receive: std::sync::OnceLock::new(),
-            lead: Default::default(),
-            relay: Mutex::default(),
-            retired: Mutex::default(),
-            joining: Mutex::default(),
-            doubt: Mutex::default(),
-            whom: Mutex::default(),
-            events: Mutex::default(),
-            service: Default::default(),
-            receptions: Receptions::default(),
-            changed: Mutex::new(None),
-            handover: Mutex::new(None),
-            trouble: Default::default(),
-            caught_up: Default::default(),
-            core: Arc::clone(&core),
-        });
-        shared.reload_members();
-        Node::tie(&shared);
-        let ties = Ties(Arc::downgrade(&shared));
-        let following = Arc::new(Following::new(Parts {
-            config: Arc::clone(&core.config),
-            own: own.clone(),
-            identity: core.identity,
-            log: core.log.clone(),
-            apply: Arc::clone(&core.apply),
-            acks,
-            counters: Arc::clone(&core.counters),
-            runtime: Arc::clone(&core.host.runtime),
-            roll: Arc::clone(&shared.roll),
-            state,
-            guide: Arc::new(ties.clone()),
-        }));
-        let _first = shared.following.set(Arc::clone(&following));
-        let receive = core.spawn("receive", Receive::new(following), Vec::new());
-        let _first = shared.receive.set(receive);
-        let listeners = Arc::new(Listeners::default());
-        let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
-        let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());
-        let worker = core.spawn("election", worker, Vec::new());
-        election.serve(Arc::new(ties), worker);
-        let mut node = Node { shared, address, closer: None, listeners, closed: AtomicBool::new(false) };
-        if let Some(listener) = listener {
-            node.closer = Some(listener.closer());
-            core.spawn("dispatch", Dispatch::new(listener, Arc::downgrade(&node.shared)), Vec::new());
-        }
-        Ok(node)
-    }
-
-    /// Whoever makes progress tells those who wait for it, whatever this node is doing.
-    fn tie(shared: &Arc<Shared>) {
-        let weak = Arc::downgrade(shared);
-        shared.core.poison.on_poison(Arc::new(move || {
-            if let Some(node) = weak.upgrade() {
-                node.sever();
-            }
-        }));
-        let weak = Arc::downgrade(shared);
-        shared.core.log.on_flushed(Some(Arc::new(move |_vlsn| {
-            let Some(node) = weak.upgrade() else { return };
-            node.core.counters.flushes.one();
-            node.acks.send();
-            if let Some(lead) = node.lead() {
-                lead.feeders.own_progress();
-            }
-        })));
-        let weak = Arc::downgrade(shared);
-        shared.core.apply.on_advance(Some(Arc::new(move || {
-            let Some(node) = weak.upgrade() else { return };
-            node.acks.applied();
-            if let Some(lead) = node.lead() {
-                lead.feeders.own_progress();
-            }
-        })));
     }
 
     /// Serves a connection that came in over a transport of the embedder's own.
@@ -662,45 +452,9 @@ impl Node {
     }
 }
 
-/// The founders, this one as it says itself.
-fn founders(listed: &Members, own: &Member) -> Members {
-    let list = listed.iter().map(|one| if one.id == own.id { own.clone() } else { one.clone() });
-    Members::new(list.collect()).unwrap_or_else(|_| listed.clone())
-}
-
 impl Drop for Node {
     fn drop(&mut self) {
         let patience = self.shared.core.clock.now() + self.shared.core.config.handshake_timeout;
         self.close(Wait::Until(patience));
-    }
-}
-
-impl Shared {
-    /// Joins the threads of what has ended.
-    fn reap(&self) {
-        let retired = std::mem::take(&mut *self.retired.lock());
-        retired.iter().for_each(super::group::Retired::join);
-    }
-}
-
-/// What the election worker does beside elections.
-struct House {
-    node: std::sync::Weak<Shared>,
-    listeners: Arc<Listeners>,
-}
-
-impl Housekeeping for House {
-    fn tick(&mut self, now: Deadline) -> Result<Deadline, Stop> {
-        let Some(node) = self.node.upgrade() else { return Err(Stop::Done) };
-        node.reap();
-        loop {
-            let Some(event) = node.events.lock().pop_front() else { break };
-            self.listeners.0.lock().iter().for_each(|listener| listener(&event));
-        }
-        node.tend_members(now);
-        let handover = node.push_handover(now);
-        let doubt = node.resolve_doubt(now)?;
-        let again = if node.lead().is_some() { now + node.core.config.heartbeat } else { Deadline::NEVER };
-        Ok(handover.min(doubt).min(again))
     }
 }

@@ -1,10 +1,12 @@
 //! Whole nodes: the parts put together.
 
+mod assemble;
 mod core;
 mod dispatch;
 mod doubt;
 mod facade;
 mod group;
+mod group_config;
 mod handover;
 mod lead;
 mod master;
@@ -14,7 +16,8 @@ mod replica;
 mod source;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};
-pub use facade::{Event, Node, NodeConfig, ReadError, ReadTicket, Service};
+pub use facade::{Event, Node, ReadError, ReadTicket, Service};
+pub use group_config::NodeConfig;
 pub use handover::{ChangeRefused, Handover, TransferError};
 pub use lead::{WriteError, WriteRefused};
 pub use master::Master;

@@ -15,6 +15,7 @@ use crate::handshake::Identity;
 use crate::ids::{NodeId, Term, Vlsn};
 use crate::log::{Log, Truncated};
 use crate::members::{Member, Roll, Standing};
+use crate::planted::{Bug, active};
 use crate::replica::ack::AckSender;
 use crate::replica::{FollowError, ReplicaState};
 use crate::runtime::Runtime;
@@ -171,7 +172,7 @@ impl Following {
     /// [`FollowError::Superseded`], if a newer term was promised.
     pub(super) fn pass(&self, term: Term) -> Result<MutexGuard<'_, Term>, FollowError> {
         let gate = self.gate.lock();
-        if *gate > term {
+        if *gate > term && !active(Bug::LowerTermAccepted) {
             return Err(FollowError::Superseded { by: *gate });
         }
         Ok(gate)
