@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use quorate::{
-    Address, Compression, Config, ConfigError, GroupId, Member, Members, NodeConfig, NodeId, Plaintext, Role,
+    Address, Compression, Config, ConfigError, Member, Members, NodeConfig, NodeId, Plaintext, Role,
 };
 use serde::Deserialize;
 

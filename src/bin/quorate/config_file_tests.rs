@@ -1,6 +1,7 @@
 //! Files of every kind, good and bad.
 
 use super::*;
+use quorate::GroupId;
 
 const LEAST: &str = "group = \"0000000000000000000000000000002a\"\nnode = \"n1\"\n";
 

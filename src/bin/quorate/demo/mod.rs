@@ -49,7 +49,11 @@ pub enum Transport {
     Tcp,
 }
 
-fn policy(text: &str) -> Result<Policy, String> {
+/// A policy as it is written on the command line.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn policy(text: &str) -> Result<Policy, String> {
     let (who, level) = text.split_once('@').unwrap_or((text, "durable"));
     let level = match level {
         "received" => Level::Received,

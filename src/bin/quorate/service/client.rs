@@ -61,11 +61,6 @@ impl KvClient {
         KvClient { client: self.client.reach(reach), ..self }
     }
 
-    /// Whom it speaks to.
-    pub fn at(&self) -> Option<&Address> {
-        self.client.at()
-    }
-
     /// Asks the master, or for a stale read any node, until there is an answer or `wait` is over: goes where nodes say that
     /// the master is, and tries again what was not done for a reason that passes. A write that may have been done is never
     /// sent again.

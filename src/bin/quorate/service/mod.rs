@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use quorate::clock::{Wait, deadline_in};
 use quorate::commit::Refused;
-use quorate::{
-    GroupId, NewEntry, Node, Policy, ReadError, Service, Ticket, Token, TokenError, WriteRefused,
-};
+use quorate::{GroupId, NewEntry, Node, Policy, ReadError, Service, Ticket, Token, TokenError, WriteRefused};
 
 use crate::kv::{Reader, Record, Verdict};
 use codec::{Act, Answer, Request};
@@ -23,12 +21,13 @@ pub struct KvService {
     /// Not held: the node holds the service.
     node: Weak<Node>,
     group: GroupId,
-    store: Reader,
+    /// An arbiter has none, and only tells who is master.
+    store: Option<Reader>,
 }
 
 impl KvService {
     /// Offers a node's store over the node's port.
-    pub fn offer(node: &Arc<Node>, group: GroupId, store: Reader) {
+    pub fn offer(node: &Arc<Node>, group: GroupId, store: Option<Reader>) {
         node.serve(Arc::new(KvService { node: Arc::downgrade(node), group, store }));
     }
 
@@ -90,7 +89,7 @@ impl KvService {
             Err(TokenError::RolledBack { .. }) => return Answer::RolledBack,
             Err(error) => return unknown(token, error),
         }
-        match self.store.verdict(token.vlsn) {
+        match self.store.as_ref().and_then(|store| store.verdict(token.vlsn)) {
             Some(Verdict::Done) => {
                 Answer::Written { version: token.vlsn, outcome: quorate::Outcome::Committed }
             }
@@ -113,13 +112,18 @@ impl KvService {
     }
 
     fn read(&self, node: &Node, stale: bool, key: &[u8], wait: Wait) -> Answer {
+        let Some(store) = &self.store else {
+            return Answer::NotMaster {
+                hint: node.status().master.and_then(|id| node.members().find(&id)?.address.clone()),
+            };
+        };
         if !stale && let Err(error) = node.read_barrier(wait) {
             return match error {
                 ReadError::NotMaster(refusal) => not_written(&refusal),
                 ReadError::TimedOut => refused(true, error),
             };
         }
-        match self.store.value(key) {
+        match store.value(key) {
             Ok(Some((version, value))) => Answer::Found { version, value },
             Ok(None) => Answer::Absent,
             Err(error) => refused(false, format!("the store can't be read: {error}")),
