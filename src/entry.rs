@@ -391,6 +391,8 @@ pub struct RunSummary {
     pub last: Position,
     /// The last entry's timestamp, microseconds since the epoch.
     pub timestamp: u64,
+    /// Whether one of them is a membership entry.
+    pub memberships: bool,
 }
 
 /// Why a run of entries does not continue a log.
@@ -458,13 +460,16 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
     let first = expected;
     let mut rest = bytes;
     let mut last: Option<Header> = None;
+    let mut memberships = false;
     while !rest.is_empty() {
         if let Some(behind) = last.and_then(|header| header.position()).or(after) {
-            let mut stand = Stand { offset: 0, behind, timestamp: 0 };
+            let mut stand = Stand { offset: 0, behind, timestamp: 0, memberships };
             if skim::<true>(rest, &mut stand, u32::MAX, rest.len()) > 0 {
+                memberships = stand.memberships;
                 if stand.offset == rest.len() {
                     let range = VlsnRange::new(first, stand.behind.vlsn).ok_or(RunError::Empty)?;
-                    return Ok(RunSummary { range, last: stand.behind, timestamp: stand.timestamp });
+                    let Stand { behind: last, timestamp, .. } = stand;
+                    return Ok(RunSummary { range, last, timestamp, memberships });
                 }
                 rest = &rest[stand.offset..];
                 let behind = stand.behind;
@@ -475,6 +480,7 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
         let entry = EntryRef::verify(rest).map_err(|damage| RunError::Damaged { at: expected, damage })?;
         let header = entry.header();
         follows(header, expected, term, prev)?;
+        memberships |= header.kind == EntryKind::MEMBERSHIP;
         rest = &rest[header.entry_len()..];
         (expected, term, prev) = (expected.next(), header.term, header.crc);
         last = Some(*header);
@@ -482,7 +488,7 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
     match last.and_then(|header| Some((header.position()?, header.timestamp))) {
         Some((last, timestamp)) => {
             let range = VlsnRange::new(first, last.vlsn).ok_or(RunError::Empty)?;
-            Ok(RunSummary { range, last, timestamp })
+            Ok(RunSummary { range, last, timestamp, memberships })
         }
         None => Err(RunError::Empty),
     }

@@ -5,6 +5,7 @@
 //! quick changes of master, when different terms stand at the same VLSN. The CRC of the matched entry proves the result.
 
 use crate::ids::{Position, Term, TermSpan, Vlsn};
+use crate::planted::{Bug, active};
 
 /// What is known of the terms of one log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -128,6 +129,9 @@ pub fn matchpoint(feeder: &History, replica: &History, standing: Standing) -> Ve
 }
 
 fn highest_common(a: &History, b: &History) -> Option<(Term, Vlsn)> {
+    if active(Bug::MatchpointByVlsnOnly) {
+        return a.last.min(b.last).map(|vlsn| (a.last_term(), vlsn));
+    }
     let (mut i, mut j) = (a.spans.len(), b.spans.len());
     while i > 0 && j > 0 {
         let (left, right) = (a.spans[i - 1].term, b.spans[j - 1].term);

@@ -78,7 +78,7 @@ pub(crate) fn trust_run(
     run: &[u8],
     last: Option<crate::ids::Position>,
 ) -> Result<crate::entry::RunSummary, crate::entry::RunError> {
-    use crate::entry::{Header, RunError, RunSummary, follows, verify_run};
+    use crate::entry::{EntryKind, Header, RunError, RunSummary, follows, verify_run};
     use crate::ids::{Position, Vlsn, VlsnRange};
     let parse = |bytes: &[u8], at| Header::parse(bytes).map_err(|damage| RunError::Damaged { at, damage });
     let first = parse(run, Vlsn::FIRST)?;
@@ -89,12 +89,14 @@ pub(crate) fn trust_run(
     let (mut expected, mut term, mut prev) =
         last.map_or((Vlsn::FIRST, first.term, 0), |last| (last.vlsn.next(), last.term, last.crc));
     let (from, mut rest, mut summary) = (expected, run, Err(RunError::Empty));
+    let mut memberships = false;
     while !rest.is_empty() {
         let header = parse(rest, expected)?;
         follows(&header, expected, term, prev)?;
         let position = Position { vlsn: expected, term: header.term, crc: header.crc };
         let range = VlsnRange::new(from, expected).ok_or(RunError::Empty)?;
-        summary = Ok(RunSummary { range, last: position, timestamp: header.timestamp });
+        memberships |= header.kind == EntryKind::MEMBERSHIP;
+        summary = Ok(RunSummary { range, last: position, timestamp: header.timestamp, memberships });
         rest = rest.get(header.entry_len()..).unwrap_or(&[]);
         (expected, term, prev) = (expected.next(), header.term, header.crc);
     }

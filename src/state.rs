@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::disk::{Disk, DiskFile};
 use crate::ids::{GroupId, LogEnd, NodeId, Term, Vlsn, number};
 use crate::members::Standing;
+use crate::planted::{Bug, active};
 
 /// The version of the format that this software writes, and the latest that it reads.
 const VERSION: u32 = 2;
@@ -196,9 +197,12 @@ impl StateFile {
                 }
             }
         }
-        let Some((sequence, state)) = newest else {
+        let Some((sequence, mut state)) = newest else {
             return Err(StateError::Damaged { path: path.to_path_buf() });
         };
+        if active(Bug::TermsRestartAtOne) {
+            state = state.in_term(Term::NONE);
+        }
         let inner = Inner { state: state.clone(), sequence, failed: false };
         let opened = StateFile { path: path.to_path_buf(), file, inner: Mutex::new(inner) };
         // Both copies are written anew: what was read may be in the page cache only. So may the file's name, if the sync
@@ -263,7 +267,10 @@ impl StateFile {
             let slot = (sequence + turn) % SLOTS;
             let written = self.file.write_at(&[IoSlice::new(&bytes)], slot * SLOT);
             // Each copy is durable before the other is touched: a crash never finds both half written.
-            if let Err(source) = written.and_then(|()| self.file.sync()) {
+            let one_unsynced = turn > 0 && active(Bug::OneVoteSlotSynced);
+            let unsynced = inner.sequence > 0 && (one_unsynced || active(Bug::VoteNotSynced));
+            let synced = || if unsynced { Ok(()) } else { self.file.sync() };
+            if let Err(source) = written.and_then(|()| synced()) {
                 inner.failed = true;
                 return Err(failed("write", &self.path, source));
             }

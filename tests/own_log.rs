@@ -4,162 +4,21 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use common::memory::OwnLog;
 use common::nodes::*;
 use common::{GROUP, t, v};
-use parking_lot::Mutex;
 use quorate::channel;
 use quorate::commit::{CommitGates, Mastership, Ticket};
 use quorate::counters::Counters;
-use quorate::entry::{Placement, encode, verify_run};
-use quorate::feeder::{Feeders, Source};
+use quorate::entry::verify_run;
+use quorate::feeder::Feeders;
 use quorate::handshake::Identity;
-use quorate::log::ScanError;
-use quorate::log::scanner::Run;
-use quorate::matchpoint::{BadHistory, History};
 use quorate::members::Roll;
 use quorate::runtime::{Runtime, ThreadRuntime};
-use quorate::{
-    FeederState, FollowError, LogScanner, NewEntry, Outcome, Policy, Position, Positions, ReplicaState,
-    TermSpan, Token, Vlsn,
-};
-
-/// The engine's log: encoded entries behind a base.
-#[derive(Default)]
-struct Memory {
-    base: Option<Position>,
-    entries: Vec<(Position, Arc<[u8]>)>,
-}
-
-/// A cheap handle on it.
-#[derive(Clone)]
-struct OwnLog {
-    memory: Arc<Mutex<Memory>>,
-    committed: Arc<AtomicU64>,
-    pins: Arc<Mutex<BTreeMap<String, Vlsn>>>,
-    /// Counts `unpin`s that have begun; they end while `held` is not set.
-    unpinning: Arc<quorate::Watermark>,
-    held: Arc<AtomicBool>,
-}
-
-impl Default for OwnLog {
-    fn default() -> OwnLog {
-        OwnLog {
-            memory: Arc::default(),
-            committed: Arc::default(),
-            pins: Arc::default(),
-            unpinning: Arc::new(quorate::Watermark::new(0)),
-            held: Arc::default(),
-        }
-    }
-}
-
-impl OwnLog {
-    fn starting_after(base: Option<Position>) -> OwnLog {
-        let log = OwnLog::default();
-        log.memory.lock().base = base;
-        log
-    }
-
-    fn append(&self, payload: &[u8]) -> Vlsn {
-        let mut memory = self.memory.lock();
-        let last = memory.last();
-        let vlsn = Vlsn::after(last.map(|last| last.vlsn));
-        let prev = last.map_or(0, |last| last.crc);
-        let at = Placement { vlsn: Some(vlsn), term: t(1), prev, timestamp: 1_000_000 + vlsn.get() };
-        let mut bytes = Vec::new();
-        let crc = encode(&NewEntry::data(payload), &at, &mut bytes);
-        memory.entries.push((Position { vlsn, term: t(1), crc }, bytes.into()));
-        vlsn
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.memory.lock().entries.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect()
-    }
-}
-
-impl Memory {
-    fn last(&self) -> Option<Position> {
-        self.entries.last().map(|(position, _)| *position).or(self.base)
-    }
-}
-
-/// Reads it in runs, each copied out, as an engine may that has no mapped files.
-struct Reader {
-    log: OwnLog,
-    run: Vec<u8>,
-}
-
-impl LogScanner for Reader {
-    fn run(
-        &mut self,
-        after: Option<Vlsn>,
-        max_entries: u32,
-        max_bytes: usize,
-    ) -> Result<Option<Run<'_>>, ScanError> {
-        let memory = self.log.memory.lock();
-        let base = memory.base.map(|base| base.vlsn);
-        if after < base {
-            return Err(ScanError::Pruned { oldest: Some(Vlsn::after(base)) });
-        }
-        let from = (after.map_or(0, Vlsn::get) - base.map_or(0, Vlsn::get)) as usize;
-        self.run.clear();
-        let mut last = None;
-        for (position, bytes) in memory.entries.iter().skip(from).take(max_entries as usize) {
-            if last.is_some() && self.run.len() + bytes.len() > max_bytes {
-                break;
-            }
-            self.run.extend_from_slice(bytes);
-            last = Some(*position);
-        }
-        let first = Vlsn::after(after);
-        Ok(last.map(|last| Run::new(first, last, 1_000_000 + last.vlsn.get(), &[&self.run])))
-    }
-}
-
-impl Source for OwnLog {
-    fn scanner(&self) -> Box<dyn LogScanner> {
-        Box::new(Reader { log: self.clone(), run: Vec::new() })
-    }
-    fn last(&self) -> Option<Vlsn> {
-        self.memory.lock().last().map(|last| last.vlsn)
-    }
-    fn history(&self) -> Result<History, BadHistory> {
-        let memory = self.memory.lock();
-        let first = memory.entries.first().map(|(position, _)| TermSpan { term: t(1), first: position.vlsn });
-        let spans: Vec<_> = first.into_iter().collect();
-        History::new(memory.base, &spans, memory.last().map(|last| last.vlsn))
-    }
-    fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {
-        let memory = self.memory.lock();
-        let found = memory.entries.iter().map(|(position, _)| *position).chain(memory.base);
-        found.into_iter().find(|position| position.vlsn == vlsn).ok_or(ScanError::Beyond { asked: vlsn })
-    }
-    fn positions(&self) -> Positions {
-        // Its memory is as durable as it gets.
-        let last = self.last();
-        Positions { received: last, durable: last, applied: last, checkpointed: last }
-    }
-    fn committed(&self, vlsn: Vlsn) {
-        self.committed.fetch_max(vlsn.get(), Ordering::SeqCst);
-    }
-    fn pin(&self, owner: &str, from: Vlsn) {
-        self.pins.lock().insert(owner.to_owned(), from);
-    }
-    fn unpin(&self, owner: &str) {
-        self.unpinning.advance(1);
-        until("it may go on", || !self.held.load(Ordering::SeqCst));
-        self.pins.lock().remove(owner);
-    }
-    fn bytes_after(&self, after: Option<Vlsn>) -> u64 {
-        let memory = self.memory.lock();
-        let behind = memory.entries.iter().filter(|(position, _)| Some(position.vlsn) > after);
-        behind.map(|(_, bytes)| bytes.len() as u64).sum()
-    }
-}
+use quorate::{FeederState, FollowError, Outcome, Policy, Position, ReplicaState, Token, Vlsn};
 
 /// Feeders over the engine's log, in term 1 from `term_start` on.
 fn feeders(group: &Group, log: &OwnLog, term_start: Vlsn) -> Feeders {

@@ -3,7 +3,7 @@
 //! It goes as far as nothing is out of the ordinary, with all it knows in registers. Where it stops, the caller looks at
 //! that one entry with [`Header::parse`](super::Header::parse) and finds out why: the end, a local entry, damage.
 
-use super::{FLAG_TXN, HEADER_LEN, HEADER_TXN_LEN, MAX_PAYLOAD, header_check, u32_at, u64_at};
+use super::{EntryKind, FLAG_TXN, HEADER_LEN, HEADER_TXN_LEN, MAX_PAYLOAD, header_check, u32_at, u64_at};
 use crate::ids::{Position, Term, Vlsn};
 
 /// How far ahead of the walk memory is touched, so that it has arrived when the walk comes there. Each header says
@@ -19,6 +19,8 @@ pub(crate) struct Stand {
     pub behind: Position,
     /// Its timestamp, if the walk went over it.
     pub timestamp: u64,
+    /// Whether the walk, if it verified, went over a membership entry.
+    pub memberships: bool,
 }
 
 /// Goes over whole replicated entries in `bytes`, each of which follows the one before it, checks their headers, and
@@ -29,6 +31,7 @@ pub(crate) fn skim<const VERIFY: bool>(bytes: &[u8], stand: &mut Stand, most: u3
     let mut offset = stand.offset;
     let (mut vlsn, mut term, mut crc) = (stand.behind.vlsn.get(), stand.behind.term.get(), stand.behind.crc);
     let mut timestamp = stand.timestamp;
+    let mut memberships = stand.memberships;
     let mut count = 0;
     while count < most {
         let Some(rest) = bytes.get(offset..) else { break };
@@ -58,12 +61,14 @@ pub(crate) fn skim<const VERIFY: bool>(bytes: &[u8], stand: &mut Stand, most: u3
         vlsn += 1;
         term = u32_at(fixed, 16);
         crc = stored;
+        memberships |= VERIFY && fixed[20] == EntryKind::MEMBERSHIP.0;
         timestamp = u64_at(fixed, 28);
         offset += len;
         count += 1;
     }
     if let (1.., Some(vlsn)) = (count, Vlsn::new(vlsn)) {
-        *stand = Stand { offset, behind: Position { vlsn, term: Term::new(term), crc }, timestamp };
+        let behind = Position { vlsn, term: Term::new(term), crc };
+        *stand = Stand { offset, behind, timestamp, memberships };
     }
     count
 }

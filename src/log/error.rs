@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::entry::EntryDamage;
 use crate::ids::{GroupId, Term, Vlsn, VlsnRange};
+use crate::log::recover::TailVerdict;
 
 /// The system could not do something with a file of the log.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -137,11 +138,16 @@ pub enum OpenError {
         /// What is wrong.
         damage: EntryDamage,
     },
-    /// The end of the log is damaged in a way that a crash does not explain, past what is known to have been durable.
+    /// The end of the log is damaged past what is known to have been durable: in a way that a crash does not explain, or,
+    /// if holes are refused, with entries behind the damage.
     #[error(
-        "{path} is doubtful from offset {offset}, VLSN {from}, on: a crash does not explain the damage; fetch these \
-         entries from a replica, or open with DoubtfulTail::Cut to save and cut them",
-        path = path.display()
+        "{path} is doubtful from offset {offset}, VLSN {from}, on: {why}; fetch these entries from a replica, or open \
+         with DoubtfulTail::Cut to save and cut them",
+        path = path.display(),
+        why = match verdict {
+            TailVerdict::Hole => "entries lie behind a write that was lost",
+            _ => "a crash does not explain the damage",
+        }
     )]
     Doubtful {
         /// The segment.
@@ -150,20 +156,14 @@ pub enum OpenError {
         offset: u64,
         /// The first VLSN in doubt.
         from: Vlsn,
+        /// Whether it is a hole, or worse.
+        verdict: TailVerdict,
     },
 }
 
 /// Why entries were not appended, or staged entries not written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The term is over.
-    #[error("nothing was appended: term {term} is over, and this node is in term {fence} or later")]
-    Fenced {
-        /// The term of the entries.
-        term: crate::ids::Term,
-        /// The lowest that is taken.
-        fence: crate::ids::Term,
-    },
     /// There was nothing to append.
     #[error("there is no entry to append")]
     Empty,
@@ -184,6 +184,16 @@ pub enum AppendError {
         given: Term,
         /// The log's last.
         last: Term,
+    },
+    /// A newer term has begun at this node, and entries of the older one may no longer be made.
+    #[error(
+        "entries of term {term} can't be appended any more, as term {fence} has begun: this node is no longer master"
+    )]
+    Fenced {
+        /// The term given.
+        term: Term,
+        /// The lowest that is let through.
+        fence: Term,
     },
     /// The run does not begin where the log ends.
     #[error("a run that begins at VLSN {given} can't follow a log that ends before VLSN {expected}")]

@@ -187,9 +187,14 @@ impl Core {
         side.to_seal.remove(0);
         let Some((_, end)) = segment.unsealed() else { return true };
         let Some(last) = self.catalog.lock().end_of(segment.first) else { return true };
-        let spans = clip_spans(&self.stage.lock().terms, segment.first, last.vlsn);
-        let sidecar =
-            Sidecar { first: segment.first, base: segment.base, end, last, points: segment.points(), spans };
+        let (spans, memberships) = {
+            let stage = self.stage.lock();
+            let inside = segment.first..=last.vlsn;
+            let memberships = stage.memberships.iter().copied().filter(|at| inside.contains(at)).collect();
+            (clip_spans(&stage.terms, segment.first, last.vlsn), memberships)
+        };
+        let (first, base, points) = (segment.first, segment.base, segment.points());
+        let sidecar = Sidecar { first, base, end, last, points, spans, memberships };
         match sidecar.store(&*self.disk, &self.config.dir, self.config.group) {
             Ok(()) => segment.seal(),
             // Not sealed, and not lost either: later marks cover it, and opening makes the sidecar again.

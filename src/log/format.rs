@@ -8,7 +8,7 @@ use byteorder::{LE, ReadBytesExt, WriteBytesExt};
 use crate::ids::{GroupId, Position, Term, Vlsn, number};
 use crate::log::error::FileDamage;
 
-/// The version of every file format of the log that this software writes, and the latest that it reads.
+/// The version of segments and intents that this software writes, and the latest that it reads.
 pub(super) const VERSION: u32 = 1;
 /// Bytes of a segment's header; the first entry follows.
 pub const SEGMENT_HEADER_LEN: usize = 128;
@@ -21,13 +21,17 @@ const SEGMENT_MAGIC: &[u8; 8] = b"QRSEGMNT";
 const INTENT_MAGIC: &[u8; 8] = b"QRINTENT";
 
 /// The start of every file: magic, version. What follows is read only after both were judged.
-pub(super) fn put_start(out: &mut Vec<u8>, magic: &[u8; 8]) {
+pub(super) fn put_start(out: &mut Vec<u8>, magic: &[u8; 8], version: u32) {
     out.extend_from_slice(magic);
-    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&version.to_le_bytes());
 }
 
-/// Judges magic, version and the CRC in the last four bytes; returns what lies between version and CRC.
-pub(super) fn check<'b>(bytes: &'b [u8], magic: &[u8; 8]) -> Result<&'b [u8], FileDamage> {
+/// Judges magic, version and the CRC in the last four bytes; returns the version, and what lies between it and the CRC.
+pub(super) fn check<'b>(
+    bytes: &'b [u8],
+    magic: &[u8; 8],
+    supported: u32,
+) -> Result<(u32, &'b [u8]), FileDamage> {
     let Some((found, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(if bytes.iter().all(|b| *b == 0) { FileDamage::Zeroes } else { FileDamage::Checksum });
     };
@@ -36,14 +40,14 @@ pub(super) fn check<'b>(bytes: &'b [u8], magic: &[u8; 8]) -> Result<&'b [u8], Fi
     }
     let Some((version, rest)) = rest.split_first_chunk::<4>() else { return Err(FileDamage::Checksum) };
     let version = u32::from_le_bytes(*version);
-    if version > VERSION {
-        return Err(FileDamage::NewerVersion { found: version, supported: VERSION });
+    if version > supported {
+        return Err(FileDamage::NewerVersion { found: version, supported });
     }
     let Some((body, crc)) = rest.split_last_chunk::<4>() else { return Err(FileDamage::Checksum) };
     if crc32fast::hash(&bytes[..bytes.len() - 4]) != u32::from_le_bytes(*crc) {
         return Err(FileDamage::Checksum);
     }
-    Ok(body)
+    Ok((version, body))
 }
 
 /// Closes a file's bytes with the CRC over all of them.
@@ -79,7 +83,7 @@ pub(super) struct SegmentHeader {
 impl SegmentHeader {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_LEN);
-        put_start(&mut out, SEGMENT_MAGIC);
+        put_start(&mut out, SEGMENT_MAGIC, VERSION);
         out.extend_from_slice(&(SEGMENT_HEADER_LEN as u32).to_le_bytes());
         out.extend_from_slice(&self.group.bits().to_le_bytes());
         out.extend_from_slice(&self.first.get().to_le_bytes());
@@ -93,7 +97,7 @@ impl SegmentHeader {
     /// Reads the header at the start of a segment that should be of `group` and begin at `first`.
     pub(super) fn decode(bytes: &[u8], group: GroupId, first: Vlsn) -> Result<SegmentHeader, FileDamage> {
         let bytes = bytes.get(..SEGMENT_HEADER_LEN).unwrap_or(bytes);
-        let mut body = check(bytes, SEGMENT_MAGIC)?;
+        let (_, mut body) = check(bytes, SEGMENT_MAGIC, VERSION)?;
         let header = Self::take(&mut body).map_err(|_| FileDamage::Checksum)?.ok_or(FileDamage::Checksum)?;
         if header.group != group {
             return Err(FileDamage::OtherGroup { found: header.group, ours: group });
@@ -185,7 +189,7 @@ pub(super) const INTENT_LEN: usize = 12 + 16 + 16 + 8 + 8 + 4 + 4;
 impl Intent {
     pub(super) fn encode(&self, group: GroupId) -> Vec<u8> {
         let mut out = Vec::with_capacity(INTENT_LEN);
-        put_start(&mut out, INTENT_MAGIC);
+        put_start(&mut out, INTENT_MAGIC, VERSION);
         out.extend_from_slice(&group.bits().to_le_bytes());
         put_position(&mut out, self.keep);
         out.extend_from_slice(&self.from.get().to_le_bytes());
@@ -196,7 +200,7 @@ impl Intent {
     }
 
     pub(super) fn decode(bytes: &[u8], ours: GroupId) -> Result<Intent, FileDamage> {
-        let mut body = check(bytes, INTENT_MAGIC)?;
+        let (_, mut body) = check(bytes, INTENT_MAGIC, VERSION)?;
         let mut take = || -> io::Result<_> {
             let group = GroupId::from_bits(body.read_u128::<LE>()?);
             let keep = take_position(&mut body)?;

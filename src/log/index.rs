@@ -16,9 +16,15 @@ use crate::log::format::{
 pub(super) const POINT_EVERY: u64 = 64 * 1024;
 
 const MAGIC: &[u8; 8] = b"QRINDEX\0";
+/// The version that is written, and the latest that is read. Version 1 did not list the membership entries, and no log
+/// of its time had any.
+const VERSION: u32 = 2;
+/// All but the lists and, from version 2 on, the number of membership entries.
 const FIXED_LEN: usize = 12 + 16 + 8 + 16 + 8 + 16 + 4 + 4 + 4;
+const COUNT_LEN: usize = 4;
 const POINT_LEN: usize = 16;
 const SPAN_LEN: usize = 12;
+const VLSN_LEN: usize = 8;
 
 /// Where one entry starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,13 +53,16 @@ pub(super) struct Sidecar {
     pub points: Vec<Point>,
     /// The terms in it, ascending; the first begins at `first` even if the term began before.
     pub spans: Vec<TermSpan>,
+    /// The membership entries in it, ascending.
+    pub memberships: Vec<Vlsn>,
 }
 
 impl Sidecar {
     pub(super) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let len = FIXED_LEN + self.points.len() * POINT_LEN + self.spans.len() * SPAN_LEN;
-        let mut out = Vec::with_capacity(len);
-        put_start(&mut out, MAGIC);
+        let lists =
+            self.points.len() * POINT_LEN + self.spans.len() * SPAN_LEN + self.memberships.len() * VLSN_LEN;
+        let mut out = Vec::with_capacity(FIXED_LEN + COUNT_LEN + lists);
+        put_start(&mut out, MAGIC, VERSION);
         out.extend_from_slice(&group.bits().to_le_bytes());
         out.extend_from_slice(&self.first.get().to_le_bytes());
         put_position(&mut out, self.base);
@@ -61,6 +70,7 @@ impl Sidecar {
         put_position(&mut out, Some(self.last));
         out.extend_from_slice(&(self.points.len() as u32).to_le_bytes());
         out.extend_from_slice(&(self.spans.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.memberships.len() as u32).to_le_bytes());
         for point in &self.points {
             out.extend_from_slice(&point.vlsn.get().to_le_bytes());
             out.extend_from_slice(&point.offset.to_le_bytes());
@@ -69,14 +79,17 @@ impl Sidecar {
             out.extend_from_slice(&span.term.get().to_le_bytes());
             out.extend_from_slice(&span.first.get().to_le_bytes());
         }
+        for vlsn in &self.memberships {
+            out.extend_from_slice(&vlsn.get().to_le_bytes());
+        }
         put_crc(&mut out);
         out
     }
 
     /// Reads a sidecar of the segment of `group` that begins at `first`.
     pub(super) fn decode(bytes: &[u8], group: GroupId, first: Vlsn) -> Result<Sidecar, FileDamage> {
-        let mut body = check(bytes, MAGIC)?;
-        let (found, sidecar) = Self::take(&mut body, bytes.len())
+        let (version, mut body) = check(bytes, MAGIC, VERSION)?;
+        let (found, sidecar) = Self::take(&mut body, version, bytes.len())
             .map_err(|_| FileDamage::Checksum)?
             .ok_or(FileDamage::Checksum)?;
         if found != group {
@@ -91,30 +104,41 @@ impl Sidecar {
         Ok(sidecar)
     }
 
-    fn take(body: &mut &[u8], file_len: usize) -> io::Result<Option<(GroupId, Sidecar)>> {
+    fn take(body: &mut &[u8], version: u32, file_len: usize) -> io::Result<Option<(GroupId, Sidecar)>> {
         let group = GroupId::from_bits(body.read_u128::<LE>()?);
         let first = Vlsn::new(body.read_u64::<LE>()?);
         let base = take_position(body)?;
         let end = body.read_u64::<LE>()?;
         let last = take_position(body)?;
         let (points, spans) = (body.read_u32::<LE>()? as usize, body.read_u32::<LE>()? as usize);
+        let (memberships, fixed) = if version < 2 {
+            (0, FIXED_LEN)
+        } else {
+            (body.read_u32::<LE>()? as usize, FIXED_LEN + COUNT_LEN)
+        };
         let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
-        let tables = points.checked_mul(POINT_LEN).zip(spans.checked_mul(SPAN_LEN));
-        if tables.and_then(|(points, spans)| points.checked_add(spans)?.checked_add(FIXED_LEN))
-            != Some(file_len)
-        {
+        let lists = [(points, POINT_LEN), (spans, SPAN_LEN), (memberships, VLSN_LEN)];
+        let len =
+            lists.iter().try_fold(fixed, |len, (count, each)| len.checked_add(count.checked_mul(*each)?));
+        if len != Some(file_len) {
             return Ok(None);
         }
-        let mut sidecar = Sidecar { first, base, end, last, points: Vec::new(), spans: Vec::new() };
-        for _ in 0..points {
+        let (point_count, span_count) = (points, spans);
+        let (points, spans) = (Vec::new(), Vec::new());
+        let mut sidecar = Sidecar { first, base, end, last, points, spans, memberships: Vec::new() };
+        for _ in 0..point_count {
             let (vlsn, offset) = (Vlsn::new(body.read_u64::<LE>()?), body.read_u64::<LE>()?);
             let Some(vlsn) = vlsn else { return Ok(None) };
             sidecar.points.push(Point { vlsn, offset });
         }
-        for _ in 0..spans {
+        for _ in 0..span_count {
             let (term, vlsn) = (Term::new(body.read_u32::<LE>()?), Vlsn::new(body.read_u64::<LE>()?));
             let Some(vlsn) = vlsn else { return Ok(None) };
             sidecar.spans.push(TermSpan { term, first: vlsn });
+        }
+        for _ in 0..memberships {
+            let Some(vlsn) = Vlsn::new(body.read_u64::<LE>()?) else { return Ok(None) };
+            sidecar.memberships.push(vlsn);
         }
         Ok(Some((group, sidecar)))
     }
@@ -182,6 +206,7 @@ mod tests {
             last: Position { vlsn: vlsn(40), term: Term::new(2), crc: 5 },
             points: vec![Point { vlsn: vlsn(20), offset: 3000 }, Point { vlsn: vlsn(30), offset: 6000 }],
             spans: vec![TermSpan { term: Term::new(2), first: vlsn(11) }],
+            memberships: vec![vlsn(12), vlsn(40)],
         }
     }
 
@@ -198,6 +223,19 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(Sidecar::decode(&bytes[..cut], group, vlsn(11)).is_err(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_sidecar_of_version_1_is_read_and_lists_no_membership_entries() {
+        let group = GroupId::from_bits(3);
+        let mut bytes = Sidecar { memberships: Vec::new(), ..sidecar() }.encode(group);
+        bytes[8] = 1;
+        let count = FIXED_LEN - 4;
+        bytes.drain(count..count + COUNT_LEN);
+        bytes.truncate(bytes.len() - 4);
+        put_crc(&mut bytes);
+        let read = Sidecar::decode(&bytes, group, vlsn(11));
+        assert_eq!(read, Ok(Sidecar { memberships: Vec::new(), ..sidecar() }));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, RealDisk};
-use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header, follows};
+use crate::entry::{EntryDamage, EntryKind, EntryRef, HEADER_TXN_LEN, Header, follows};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
 use crate::log::error::{Failed, FileDamage, IoFailure};
 use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, first_in_name, sidecar_name};
@@ -116,6 +116,7 @@ struct Segment {
     /// Of the sidecar's points, those met.
     points: usize,
     spans: Vec<TermSpan>,
+    memberships: Vec<Vlsn>,
     /// Damage was found, so that its sidecar can't be compared.
     damaged: bool,
 }
@@ -247,7 +248,10 @@ impl Inspector {
         let sidecar = if damaged { None } else { self.sidecar(&path, first)? };
         let offset = SEGMENT_HEADER_LEN as u64;
         let (points, spans) = (0, Vec::new());
-        self.segment = Some(Segment { path, window, offset, first, base, sidecar, points, spans, damaged });
+        let memberships = Vec::new();
+        let segment =
+            Segment { path, window, offset, first, base, sidecar, points, spans, memberships, damaged };
+        self.segment = Some(segment);
         Ok(())
     }
 
@@ -291,7 +295,7 @@ impl Inspector {
                 let (offset, len) = (segment.offset, header.entry_len());
                 segment.offset += len as u64;
                 if let Some(position) = header.position() {
-                    segment.note(position, offset);
+                    segment.note(position, header.kind, offset);
                     (self.last, self.next, self.chained) = (Some(position), Some(position.vlsn.next()), true);
                 }
                 self.segment = Some(segment);
@@ -385,6 +389,8 @@ impl Inspector {
             "where an entry is"
         } else if sidecar.spans != segment.spans {
             "the terms"
+        } else if sidecar.memberships != segment.memberships {
+            "the membership entries"
         } else {
             return;
         };
@@ -403,7 +409,10 @@ enum At {
 
 impl Segment {
     /// Notes what a sidecar would say of an entry.
-    fn note(&mut self, position: Position, offset: u64) {
+    fn note(&mut self, position: Position, kind: EntryKind, offset: u64) {
+        if kind == EntryKind::MEMBERSHIP {
+            self.memberships.push(position.vlsn);
+        }
         if self.spans.last().is_none_or(|span| span.term != position.term) {
             self.spans.push(TermSpan { term: position.term, first: position.vlsn });
         }

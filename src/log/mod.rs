@@ -67,14 +67,17 @@ pub struct LogConfig {
     pub doubtful: DoubtfulTail,
 }
 
-/// What opening does with damage past the last sync mark that a torn write does not explain.
+/// What opening does with damage past the last sync mark that may have taken what was flushed. A torn write at the very
+/// end is always cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DoubtfulTail {
-    /// Saves and cuts it, and reports it. For a node that is alone in its group, or after an operator's decision.
+    /// Saves and cuts it, and reports it. For a node that is alone in its group, that has noted durably from where on its
+    /// log is in doubt, or after an operator's decision.
     Cut,
-    /// Refuses to open.
+    /// Refuses to open if a torn write does not explain it; cuts a hole.
     Refuse,
-    /// Refuses also an end with good entries behind it.
+    /// Refuses to open also if there is a hole. For a node that votes: whatever is lost behind a place may have been
+    /// acknowledged, and has to be noted before it is cut.
     RefuseHoles,
 }
 
@@ -146,6 +149,14 @@ impl Log {
     #[inline]
     pub fn append(&self, term: Term, entries: &[NewEntry<'_>]) -> Result<Appended, AppendError> {
         self.core.append(term, entries)
+    }
+
+    /// From now on [`append`](Log::append) fails in a term below this one. It takes effect under the lock under which
+    /// entries get their VLSNs: when this returns, no entry of a lower term comes in any more but by
+    /// [`append_run`](Log::append_run). A lower fence than the present one changes nothing.
+    pub fn fence(&self, term: Term) {
+        let mut stage = self.core.stage.lock();
+        stage.fence = stage.fence.max(term);
     }
 
     /// Appends a run of replicated entries as they are, with one write, before it returns. The run was verified, by
@@ -225,6 +236,19 @@ impl Log {
         self.core.stage.lock().terms.clone()
     }
 
+    /// The membership entries that the log holds, ascending: appended, and perhaps not flushed or committed.
+    pub fn memberships(&self) -> Vec<Vlsn> {
+        self.core.stage.lock().memberships.clone()
+    }
+
+    /// The payload of one entry. Reads it and verifies its CRC.
+    ///
+    /// # Errors
+    /// [`ScanError`].
+    pub fn payload(&self, vlsn: Vlsn) -> Result<Vec<u8>, ScanError> {
+        self.core.payload(vlsn)
+    }
+
     /// The entry before the oldest; `None` if the log goes back to the group's first entry.
     pub fn base(&self) -> Option<Position> {
         self.core.catalog.lock().base()
@@ -256,39 +280,6 @@ impl Log {
     /// All pins, in the order in which they were made.
     pub fn pins(&self) -> Vec<PinInfo> {
         self.core.pins()
-    }
-
-    /// From now on entries of lower terms are refused. Whoever appends in a term that is over is told so, and nothing of
-    /// it slips in behind what the next master sent.
-    pub fn fence(&self, term: Term) {
-        let mut stage = self.core.stage.lock();
-        stage.fence = stage.fence.max(term);
-    }
-
-    /// Where membership entries stand, ascending.
-    pub fn memberships(&self) -> Vec<Vlsn> {
-        let mut found = Vec::new();
-        let mut scanner = self.scanner();
-        let mut after = self.base().map(|base| base.vlsn);
-        while let Ok(Some(run)) = scanner.run(after, 10_000, 1 << 20) {
-            for entry in run.entries().iter() {
-                if entry.header().kind == crate::entry::EntryKind::MEMBERSHIP {
-                    found.extend(entry.header().vlsn);
-                }
-            }
-            after = Some(run.last.vlsn);
-        }
-        found
-    }
-
-    /// The payload of one entry.
-    ///
-    /// # Errors
-    /// [`ScanError`].
-    pub fn payload(&self, vlsn: Vlsn) -> Result<Vec<u8>, ScanError> {
-        let mut scanner = self.scanner();
-        let run = scanner.run(vlsn.previous(), 1, 0)?;
-        Ok(run.and_then(|run| run.entries().iter().next().map(|e| e.payload().to_vec())).unwrap_or_default())
     }
 
     /// Notes that the entries up to `vlsn` are committed, as far as the log has them; the next sync mark says so, and

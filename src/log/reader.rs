@@ -165,7 +165,7 @@ impl Reading {
             if let (Some((term, crc)), Some(vlsn)) = (before, expected.previous()) {
                 let at = offset as usize;
                 let behind = Position { vlsn, term, crc };
-                let mut stand = Stand { offset: at, behind, timestamp: 0 };
+                let mut stand = Stand { offset: at, behind, timestamp: 0, memberships: false };
                 let most = max_entries.saturating_sub(entries);
                 let room = at.saturating_add(max_bytes.saturating_sub(total));
                 let end = room.min(usize::try_from(self.present_to).unwrap_or(usize::MAX));
@@ -302,6 +302,21 @@ impl LogScanner for MappedScanner {
 impl Core {
     /// The position of one entry, its CRC verified.
     pub(super) fn position_at(&self, vlsn: Vlsn) -> Result<Position, ScanError> {
+        let tail = self.stage.lock().tail;
+        let base = self.catalog.lock().base();
+        if let Some(known) = [tail, base].into_iter().flatten().find(|at| at.vlsn == vlsn) {
+            return if self.is_poisoned() { Err(ScanError::Poisoned) } else { Ok(known) };
+        }
+        self.look_up(vlsn, |entry| entry.header().position())
+    }
+
+    /// The payload of one entry, its CRC verified.
+    pub(super) fn payload(&self, vlsn: Vlsn) -> Result<Vec<u8>, ScanError> {
+        self.look_up(vlsn, |entry| Some(entry.payload().to_vec()))
+    }
+
+    /// Finds and verifies one entry, and takes something from it; `None` if it is not the entry that it should be.
+    fn look_up<T>(&self, vlsn: Vlsn, take: impl FnOnce(&EntryRef<'_>) -> Option<T>) -> Result<T, ScanError> {
         if self.is_poisoned() {
             return Err(ScanError::Poisoned);
         }
@@ -309,10 +324,6 @@ impl Core {
             let stage = self.stage.lock();
             (stage.tail, Arc::clone(&stage.life))
         };
-        let base = self.catalog.lock().base();
-        if let Some(known) = [tail, base].into_iter().flatten().find(|at| at.vlsn == vlsn) {
-            return Ok(known);
-        }
         if tail.is_none_or(|tail| tail.vlsn < vlsn) {
             return Err(ScanError::Beyond { asked: vlsn });
         }
@@ -328,6 +339,6 @@ impl Core {
         let place = segment.place(&map, vlsn)?;
         let bytes = map.bytes(place.offset..map.published());
         let entry = EntryRef::verify(bytes).map_err(|damage| segment.damaged(place.offset, vlsn, damage))?;
-        entry.header().position().ok_or_else(|| segment.damaged(place.offset, vlsn, EntryDamage::Misplaced))
+        take(&entry).ok_or_else(|| segment.damaged(place.offset, vlsn, EntryDamage::Misplaced))
     }
 }

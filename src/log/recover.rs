@@ -312,10 +312,13 @@ fn cut_at(
         (true, true) => TailVerdict::Hole,
         (false, _) => TailVerdict::Doubtful,
     };
-    let refuses = place.config.doubtful == DoubtfulTail::Refuse && !cuts_anything;
-    let holes = place.config.doubtful == DoubtfulTail::RefuseHoles && verdict != TailVerdict::Torn;
-    if (verdict == TailVerdict::Doubtful && refuses) || (holes && !cuts_anything) {
-        return Err(OpenError::Doubtful { path, offset: flaw.offset, from: flaw.expected });
+    let refuses = match (place.config.doubtful, verdict) {
+        (DoubtfulTail::Cut, _) | (_, TailVerdict::Torn) => false,
+        (DoubtfulTail::Refuse, verdict) => verdict == TailVerdict::Doubtful,
+        (DoubtfulTail::RefuseHoles, _) => true,
+    };
+    if refuses && !cuts_anything {
+        return Err(OpenError::Doubtful { path, offset: flaw.offset, from: flaw.expected, verdict });
     }
     let saved = save(place, pieces, found, names)?;
     let keep = if flaw.offset == 0 { found.piece } else { found.piece + 1 };
@@ -450,6 +453,7 @@ fn write_zeroes(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> 
 fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<Recovered, OpenError> {
     let mut catalog = Catalog::default();
     let mut terms: Vec<TermSpan> = Vec::new();
+    let mut memberships: Vec<Vlsn> = Vec::new();
     let mut tail = None;
     let mut last_walked = None;
     let count = pieces.len();
@@ -459,19 +463,22 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
         match content {
             Content::Sealed(sidecar) => {
                 merge_terms(&mut terms, &sidecar.spans);
+                memberships.extend(&sidecar.memberships);
                 let segment = Segment::sealed(first, base, path, sidecar.end, sidecar.points);
                 catalog.insert(Arc::new(segment));
             }
             Content::Walked { file, walk } if at + 1 == count => {
                 merge_terms(&mut terms, &walk.spans);
+                memberships.extend(&walk.memberships);
                 last_walked = Some((first, base, path, file, walk));
             }
             Content::Walked { walk, .. } => {
                 merge_terms(&mut terms, &walk.spans);
+                memberships.extend(&walk.memberships);
                 // It has entries, or the next segment would have the same name.
                 let Some(last) = last else { continue };
-                let (end, points, spans) = (walk.end, walk.points, walk.spans);
-                let sidecar = Sidecar { first, base, end, last, points: points.clone(), spans };
+                let Walk { end, points, spans, memberships, .. } = walk;
+                let sidecar = Sidecar { first, base, end, last, points: points.clone(), spans, memberships };
                 sidecar.store(place.disk, &place.config.dir, place.config.group)?;
                 catalog.insert(Arc::new(Segment::sealed(first, base, path, end, points)));
             }
@@ -500,7 +507,7 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
         marks.iter().filter_map(|mark| mark.committed).max(),
     );
     let opened = Opened { last: tail, segments: catalog.len(), cut: None };
-    let end = End { tail, segment: first, offset, capacity, terms, marked };
+    let end = End { tail, segment: first, offset, capacity, terms, memberships, marked };
     Ok(Recovered { catalog, active, appender, end, committed: None, opened })
 }
 

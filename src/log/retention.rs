@@ -92,7 +92,7 @@ impl Core {
                 removed
             });
             let Some(segment) = removed else { break };
-            self.forget_terms();
+            self.forget_entries();
             if let Err(error) = self.remove_files(&segment) {
                 *leaving = Some(segment);
                 return Err(error.into());
@@ -114,10 +114,12 @@ impl Core {
         self.disk.sync_dir(dir).failed("sync", dir)
     }
 
-    /// Drops the terms that no entry has any more.
-    fn forget_terms(&self) {
+    /// Drops the terms that no entry has any more, and the membership entries that are gone.
+    fn forget_entries(&self) {
         let Some(oldest) = self.catalog.lock().oldest().map(|segment| segment.first) else { return };
-        let terms = &mut self.stage.lock().terms;
+        let mut stage = self.stage.lock();
+        stage.memberships.retain(|at| *at >= oldest);
+        let terms = &mut stage.terms;
         let begun = terms.partition_point(|span| span.first <= oldest).saturating_sub(1);
         terms.drain(..begun);
         if let Some(span) = terms.first_mut() {

@@ -50,8 +50,12 @@ pub(super) struct Stage {
     pub capacity: u64,
     last_point: u64,
     pub terms: Vec<TermSpan>,
+    /// The membership entries, ascending.
+    pub memberships: Vec<Vlsn>,
     /// The last write failed: nothing more is staged until one succeeds.
     pub stuck: bool,
+    /// Below this term nothing is appended but runs of a master.
+    pub fence: Term,
     pub poisoned: bool,
     pub closed: bool,
     /// The flusher sleeps without a deadline and wants to be woken by the next entry.
@@ -60,8 +64,6 @@ pub(super) struct Stage {
     pub marked: (Option<Vlsn>, Option<Vlsn>),
     /// Where the log was durable to, after the last sync.
     pub synced: (Vlsn, u64),
-    /// The lowest term whose master may append here.
-    pub fence: Term,
 }
 
 /// Where the log ends: what recovery found.
@@ -71,6 +73,7 @@ pub(super) struct End {
     pub offset: u64,
     pub capacity: u64,
     pub terms: Vec<TermSpan>,
+    pub memberships: Vec<Vlsn>,
     pub marked: (Option<Vlsn>, Option<Vlsn>),
 }
 
@@ -86,18 +89,29 @@ impl Stage {
             capacity: end.capacity,
             last_point: end.offset,
             terms: end.terms,
+            memberships: end.memberships,
             stuck: false,
+            fence: Term::NONE,
             poisoned: false,
             closed: false,
             flusher_sleeps: false,
             marked: end.marked,
             synced: (end.segment, end.offset),
-            fence: Term::NONE,
         }
     }
 
     pub(super) fn next(&self) -> Vlsn {
         Vlsn::after(self.tail.map(|tail| tail.vlsn))
+    }
+
+    /// Whether entries of this term may be appended now, by a node that makes them itself.
+    #[inline]
+    pub(super) fn admit_own(&self, term: Term) -> Result<(), AppendError> {
+        self.admit(term)?;
+        if term < self.fence {
+            return Err(AppendError::Fenced { term, fence: self.fence });
+        }
+        Ok(())
     }
 
     /// Whether entries of this term may be appended now.
@@ -113,11 +127,6 @@ impl Stage {
             return Err(AppendError::TermFalls { given: term, last });
         }
         Ok(())
-    }
-
-    /// Whether a master of this term may append.
-    pub(super) fn unfenced(&self, term: Term) -> Result<(), AppendError> {
-        if term < self.fence { Err(AppendError::Fenced { term, fence: self.fence }) } else { Ok(()) }
     }
 
     /// Whether `len` more bytes of entries fit into the segment.
@@ -147,7 +156,16 @@ impl Stage {
         let prev = self.tail.map_or(0, |tail| tail.crc);
         let at = Placement { vlsn: Some(vlsn), term, prev, timestamp };
         let crc = encode(entry, &at, &mut self.bytes);
+        self.note_kind(entry.kind, vlsn);
         self.extend(len, Position { vlsn, term, crc });
+    }
+
+    /// Notes a membership entry.
+    #[inline]
+    pub(super) fn note_kind(&mut self, kind: EntryKind, vlsn: Vlsn) {
+        if kind == EntryKind::MEMBERSHIP {
+            self.memberships.push(vlsn);
+        }
     }
 
     /// Everything from here on goes into a new segment.
@@ -169,7 +187,8 @@ impl Stage {
         }
     }
 
-    /// Accounts for entries of `len` bytes that end with `last`, all of one term, or of terms noted before.
+    /// Accounts for entries of `len` bytes that end with `last`, all of one term, or of terms noted before. Membership
+    /// entries among them are noted before, too.
     #[inline]
     pub(super) fn extend(&mut self, len: u64, last: Position) {
         self.offset += len;

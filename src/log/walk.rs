@@ -94,6 +94,7 @@ pub(super) struct Walk {
     pub last: Option<Position>,
     pub points: Vec<Point>,
     pub spans: Vec<TermSpan>,
+    pub memberships: Vec<Vlsn>,
     /// All valid marks, also those behind a flaw.
     pub marks: Vec<SyncMark>,
     pub flaw: Option<Flaw>,
@@ -118,6 +119,7 @@ pub(super) fn walk(window: &mut Window, first: Vlsn, base: Option<Position>) -> 
         last: base,
         points: Vec::new(),
         spans: Vec::new(),
+        memberships: Vec::new(),
         marks: Vec::new(),
         flaw: None,
         nonzero_end: start,
@@ -158,6 +160,9 @@ pub(super) fn walk(window: &mut Window, first: Vlsn, base: Option<Position>) -> 
             if walk.spans.last().is_none_or(|span| span.term != position.term) {
                 walk.spans.push(TermSpan { term: position.term, first: position.vlsn });
             }
+            if header.kind == EntryKind::MEMBERSHIP {
+                walk.memberships.push(position.vlsn);
+            }
             walk.last = Some(position);
             expected = expected.next();
         }
@@ -180,6 +185,7 @@ pub(super) fn walk_headless(window: &mut Window, first: Vlsn, damage: EntryDamag
         last: None,
         points: Vec::new(),
         spans: Vec::new(),
+        memberships: Vec::new(),
         marks: Vec::new(),
         flaw: None,
         nonzero_end,

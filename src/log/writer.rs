@@ -119,8 +119,7 @@ impl Core {
     fn admitted(&self, term: Term) -> Result<parking_lot::MutexGuard<'_, Stage>, AppendError> {
         loop {
             let stage = self.stage.lock();
-            stage.admit(term)?;
-            stage.unfenced(term)?;
+            stage.admit_own(term)?;
             if !stage.stuck {
                 return Ok(stage);
             }
@@ -298,8 +297,8 @@ impl Core {
         let timestamp = self.clock.wall_micros();
         let mut side = self.io.lock();
         self.write_staged(&mut side)?;
-        let mut stage = self.admitted_by_writer(term)?;
-        stage.unfenced(term)?;
+        let mut stage = self.stage.lock();
+        stage.admit_own(term)?;
         let first = stage.next();
         for entry in entries {
             let staged = stage.bytes.len() + stage.events.len();
@@ -318,6 +317,7 @@ impl Core {
                 Ok(()) => {
                     stage.note_point(vlsn);
                     self.take_points(&mut stage, &side);
+                    stage.note_kind(entry.kind, vlsn);
                     stage.extend(entry.encoded_len() as u64, position);
                     stage.life.appended.advance(vlsn.get());
                     stage.life.written.advance(vlsn.get());
@@ -367,7 +367,7 @@ impl Core {
             return Err(AppendError::Empty);
         }
         if stage.fits(run.len() as u64) && stage.events.is_empty() && !stage.stuck {
-            return self.append_piece(&mut side, &mut stage, run, summary.last);
+            return self.append_piece(&mut side, &mut stage, run, summary.last, summary.memberships);
         }
         // Rare: the run does not fit, or something that is not plain bytes is staged.
         drop(stage);
@@ -394,7 +394,7 @@ impl Core {
                 return Err(AppendError::TooLarge { len: rest.len(), limit });
             };
             let (now, later) = rest.split_at(piece);
-            self.append_piece(&mut side, &mut stage, now, last)?;
+            self.append_piece(&mut side, &mut stage, now, last, summary.memberships)?;
             rest = later;
         }
         Ok(())
@@ -407,13 +407,14 @@ impl Core {
         stage: &mut Stage,
         piece: &[u8],
         last: Position,
+        memberships: bool,
     ) -> Result<(), AppendError> {
         let first = stage.next();
         side.append(&[IoSlice::new(&stage.bytes), IoSlice::new(piece)])?;
         stage.bytes.clear();
         stage.note_point(first);
         self.take_points(stage, side);
-        note_terms(&mut stage.terms, piece, last.term);
+        note_entries(stage, piece, last.term, memberships);
         stage.extend(piece.len() as u64, last);
         stage.life.appended.advance(last.vlsn.get());
         stage.life.written.advance(last.vlsn.get());
@@ -449,17 +450,18 @@ fn longest_prefix(run: &[u8], last: Position, fits: impl Fn(u64) -> bool) -> (us
     (len, position)
 }
 
-/// Notes the terms that begin in a piece of a run. Walks it only if there is one.
-fn note_terms(terms: &mut Vec<TermSpan>, piece: &[u8], last: Term) {
-    if terms.last().is_some_and(|span| span.term == last) {
+/// Notes the terms that begin in a piece of a run, and the membership entries. Walks it only if there may be one.
+fn note_entries(stage: &mut Stage, piece: &[u8], last: Term, memberships: bool) {
+    if stage.terms.last().is_some_and(|span| span.term == last) && !memberships {
         return;
     }
     let mut rest = piece;
     while let Ok(header) = Header::parse(rest) {
-        if let Some(first) = header.vlsn.filter(|_| terms.last().is_none_or(|span| span.term != header.term))
-        {
-            terms.push(TermSpan { term: header.term, first });
+        let Some(vlsn) = header.vlsn else { break };
+        if stage.terms.last().is_none_or(|span| span.term != header.term) {
+            stage.terms.push(TermSpan { term: header.term, first: vlsn });
         }
+        stage.note_kind(header.kind, vlsn);
         rest = rest.get(header.entry_len()..).unwrap_or(&[]);
     }
 }

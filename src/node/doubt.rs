@@ -154,7 +154,9 @@ impl Shared {
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
             log.flush(summary.last.vlsn, Wait::Now)?;
-            self.reload_members();
+            if summary.memberships {
+                self.reload_members();
+            }
             let from = summary.last.vlsn.next();
             self.election.state().update(|mut state| {
                 if let Standing::Doubtful { .. } = state.standing {

@@ -339,9 +339,7 @@ impl Session {
         self.last = Some(summary.last);
         self.unacked += run.len();
         shared.guide.appended(summary.last.vlsn);
-        let membership =
-            |entry: crate::entry::EntryRef<'_>| entry.header().kind == crate::entry::EntryKind::MEMBERSHIP;
-        if crate::entry::Entries::new(summary.range, &[run]).iter().any(membership) {
+        if summary.memberships {
             shared.guide.members_changed();
         }
         shared.acks.want(head.durable_wanted, head.applied_wanted);

@@ -221,7 +221,9 @@ fn put_status(status: &NodeStatus, put: &mut Put<'_>) {
         put_member(&one.member, put);
         put_ack(one.positions, put);
         put.u8(one.health.map_or(0, health_number));
-        put.u64(one.last_seen.map_or(u64::MAX, |ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX - 1)));
+        let millis =
+            |ago: Duration| u64::try_from(ago.as_millis()).map_or(u64::MAX - 1, |ms| ms.min(u64::MAX - 1));
+        put.u64(one.last_seen.map_or(u64::MAX, millis));
     }
 }
 

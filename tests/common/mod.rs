@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod channels;
+pub mod memory;
 pub mod nodes;
 
 use std::io::{self, IoSlice};
