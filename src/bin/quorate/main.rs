@@ -3,6 +3,7 @@
 mod bench;
 mod config_file;
 mod demo;
+mod failover;
 mod files;
 mod group_args;
 mod kv;

@@ -33,6 +33,9 @@ pub struct Args {
     /// The node's configuration; docs/examples/node.toml shows every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Close also when standard input ends, which it does when the parent dies
+    #[arg(long, hide = true)]
+    until_stdin_ends: bool,
 }
 
 /// What the main thread waits for.
@@ -58,6 +61,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
             }
         }
     });
+    if args.until_stdin_ends {
+        let told = tell.clone();
+        std::thread::spawn(move || {
+            let _bytes = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            let _ended = told.send(News::Signal);
+        });
+    }
     let (node, _store) = open(&file)?;
     let own = &file.config.base.node;
     // It must not block the node: who does not read what we print misses some of it.
