@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn every_lie_is_found() {
-        let lies: [(&str, fn(&mut Vec<Op>, &mut Vec<Logged>)); 10] = [
+        type Lie = fn(&mut Vec<Op>, &mut Vec<Logged>);
+        let lies: [(&str, Lie); 10] = [
             ("told committed", |_, log| drop(log.pop())),
             ("told committed", |ops, _| ops[1].told = Told::Wrote(3)),
             ("told twice", |ops, _| ops[9].told = Told::Wrote(2)),

@@ -158,3 +158,6 @@ fn refused(temporary: bool, why: impl ToString) -> Answer {
 fn unknown(token: &Token, why: impl ToString) -> Answer {
     Answer::Unknown { term: token.term, vlsn: token.vlsn, why: why.to_string() }
 }
+
+#[cfg(test)]
+mod tests;
