@@ -11,7 +11,7 @@ use quorate::wire::message::{Order, RejectReason};
 use quorate::{Address, GroupId};
 
 use crate::Failure;
-use crate::config_file::NodeFile;
+use crate::config_file::group_in;
 
 /// Which group is meant, and where its nodes listen.
 #[derive(clap::Args)]
@@ -48,13 +48,12 @@ impl GroupArgs {
     /// If the file can't be read, or no node tells its group.
     pub fn contact(&self) -> Result<Contact, Failure> {
         let wait = Wait::Until(deadline_in(Duration::from_secs(self.timeout)));
-        let file = self.config.as_deref().map(NodeFile::read).transpose()?;
-        let mut addresses = self.at.clone();
-        if let Some(file) = file.as_ref().filter(|_| addresses.is_empty()) {
-            addresses = file.addresses();
-        }
-        let group = self.group.or(file.map(|file| file.config.base.group));
-        let group = match group {
+        let (group, named) = match self.config.as_deref().map(group_in).transpose()? {
+            Some((group, named)) => (Some(group), named),
+            None => (None, Vec::new()),
+        };
+        let addresses = if self.at.is_empty() { named } else { self.at.clone() };
+        let group = match self.group.or(group) {
             Some(group) => group,
             None => group_of(&addresses, wait)?,
         };

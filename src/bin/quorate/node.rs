@@ -10,7 +10,7 @@ use quorate::client::Client;
 use quorate::clock::{Wait, deadline_in};
 use quorate::runtime::ThreadRuntime;
 use quorate::wire::message::{ControlReply, Order};
-use quorate::{Event, Host, Node, NodeConfig, Role};
+use quorate::{Event, Host, Node, NodeId, Role};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -33,6 +33,9 @@ pub struct Args {
     /// The node's configuration; docs/examples/node.toml shows every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Which node to be, if the file does not name it
+    #[arg(long, value_name = "NODE")]
+    node: Option<NodeId>,
     /// Close also when standard input ends, which it does when the parent dies
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
@@ -49,7 +52,7 @@ enum News {
 /// # Errors
 /// If it does not open, or can't go on.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
-    let file = NodeFile::read(&args.config)?;
+    let file = NodeFile::read(&args.config, args.node.as_ref())?;
     let (tell, news) = mpsc::sync_channel(MAX_EVENTS);
     // Before the node opens: a signal that comes meanwhile is not lost.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
@@ -123,14 +126,14 @@ pub fn open(file: &NodeFile) -> Result<(Arc<Node>, Option<Reader>), Failure> {
 /// Whether this is the start that founds the group. A founder whose directory was lost finds that its group lives, and
 /// joins it like anybody else.
 fn founds(file: &NodeFile) -> bool {
-    let NodeConfig { base, seeds, .. } = &file.config;
+    let base = &file.config.base;
     let new = !base.dir.join("state").exists();
     let lives = |seed: &quorate::Address| {
         let mut client = Client::new(vec![seed.clone()], Arc::new(ThreadRuntime)).reach(ASKING);
         let reply = client.order(base.group, Order::Status, Wait::Until(deadline_in(ASKING)));
         matches!(reply, Ok(ControlReply::Status(status)) if status.committed.is_some())
     };
-    file.found && new && !seeds.iter().any(lives)
+    file.found && new && !file.others().iter().any(lives)
 }
 
 fn line(event: &Event) -> String {

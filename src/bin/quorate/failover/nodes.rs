@@ -22,6 +22,8 @@ use crate::kv::{self, Contents, Record};
 use crate::replica::STORE;
 use crate::status::Survey;
 
+/// The configuration of all nodes, in the directory of all.
+const FILE: &str = "group.toml";
 /// How often nodes are asked how they stand.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the group may take to be what it should be.
@@ -63,21 +65,14 @@ impl Nodes {
         let listeners = (0..count).map(|_| tcp::listen("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
         let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
         drop(listeners);
-        let members: Vec<String> = (1..)
-            .zip(&addresses)
-            .map(|(at, address)| format!("[[members]]\nnode = \"n{at}\"\naddress = \"{address}\"\n"))
-            .collect();
+        let mut text = format!("group = \"{group}\"\nfound = true\nbackoff_max_ms = 200\n");
         let mut nodes = Nodes { group, root: root.into(), seats: Vec::new() };
         for (at, address) in (1..).zip(addresses) {
             let name = format!("n{at}");
-            let text = format!(
-                "group = \"{group}\"\nnode = \"{name}\"\nlisten = \"{address}\"\nfound = true\n\
-                 backoff_max_ms = 200\n{}",
-                members.concat()
-            );
-            fs::write(root.join(format!("{name}.toml")), text)?;
+            text += &format!("[[members]]\nnode = \"{name}\"\naddress = \"{address}\"\n");
             nodes.seats.push(Seat { name, address, process: None });
         }
+        fs::write(root.join(FILE), text)?;
         for at in 0..count {
             nodes.bring_back(at)?;
         }
@@ -93,8 +88,8 @@ impl Nodes {
         let output = self.root.join(format!("{}.out", seat.name));
         let output: File = OpenOptions::new().create(true).append(true).open(output)?;
         let child = Command::new(std::env::current_exe()?)
-            .args(["node", "--until-stdin-ends", "--config"])
-            .arg(self.root.join(format!("{}.toml", seat.name)))
+            .args(["node", "--until-stdin-ends", "--node", &seat.name, "--config"])
+            .arg(self.root.join(FILE))
             .stdin(Stdio::piped())
             .stdout(output.try_clone()?)
             .stderr(output)

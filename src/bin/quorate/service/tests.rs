@@ -18,7 +18,7 @@ fn node(dir: &Path, name: &str, more: &str) -> Arc<Node> {
         "group = \"{GROUP}\"\nnode = \"{name}\"\nheartbeat_ms = 20\nelection_timeout_ms = 100\n\
          backoff_max_ms = 50\n{more}"
     );
-    open(&NodeFile::parse(&text, &dir.join("node.toml")).unwrap()).unwrap().0
+    open(&NodeFile::parse(&text, &dir.join("node.toml"), None).unwrap()).unwrap().0
 }
 
 /// A founder on its own, and a client of it.
