@@ -376,7 +376,9 @@ impl Guide for Ties {
         entered.map_err(|error| match error {
             EnterError::Past(by) => FollowError::Superseded { by },
             EnterError::Absurd(term) => FollowError::AbsurdTerm(term),
-            EnterError::SecondMaster { term, known, found } => FollowError::SecondMaster { term, known, found },
+            EnterError::SecondMaster { term, known, found } => {
+                FollowError::SecondMaster { term, known, found }
+            }
             EnterError::State(error) => error.into(),
         })
     }
