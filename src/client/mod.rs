@@ -23,7 +23,7 @@ pub use error::{ClientError, Unreached, Why};
 const REACH: Duration = Duration::from_secs(1);
 /// The first pause between two rounds in search of the master, and the longest; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// So many hints are followed one after the other without a pause: nodes that each take another for master may send a
 /// client in circles.
 const MAX_HOPS: u32 = 4;
@@ -220,11 +220,17 @@ impl Search {
                 self.turned += 1;
                 if self.hops > 0 || self.turned >= client.addresses.len() {
                     (self.hops, self.turned) = (0, 0);
-                    rest(wait.at_most(deadline_in(self.pause)));
-                    self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                    return self.pause(wait);
                 }
             }
         }
+        !over(wait)
+    }
+
+    /// Pauses before the same node is asked again. `false`: `wait` is over.
+    pub fn pause(&mut self, wait: Wait) -> bool {
+        rest(wait.at_most(deadline_in(self.pause)));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         !over(wait)
     }
 }

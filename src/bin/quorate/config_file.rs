@@ -14,7 +14,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 struct File {
     group: String,
-    node: String,
+    node: Option<String>,
     dir: Option<PathBuf>,
     listen: Option<String>,
     advertise: Option<String>,
@@ -102,45 +102,98 @@ pub enum FileError {
 struct Bad(String, String);
 
 impl NodeFile {
-    /// Reads a file. Relative paths in it begin at its own directory.
+    /// Reads a file, as the configuration of this node if it names none or another. Relative paths in it begin at its own
+    /// directory.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn read(path: &Path) -> Result<NodeFile, FileError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| FileError::Read { path: path.to_owned(), error })?;
-        NodeFile::parse(&text, path)
+    pub fn read(path: &Path, node: Option<&NodeId>) -> Result<NodeFile, FileError> {
+        NodeFile::parse(&text_of(path)?, path, node)
     }
 
     /// Reads the text of the file at `path`.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn parse(text: &str, path: &Path) -> Result<NodeFile, FileError> {
-        let file: File =
-            toml::from_str(text).map_err(|error| FileError::Toml { path: path.to_owned(), error })?;
+    pub fn parse(text: &str, path: &Path, node: Option<&NodeId>) -> Result<NodeFile, FileError> {
+        let mut file = File::parse(text, path)?;
+        if let Some(node) = node {
+            file.node = Some(node.to_string());
+        }
         let root = path.parent().unwrap_or(Path::new(""));
-        file.into_node(root).map_err(|Bad(key, why)| FileError::Value { path: path.to_owned(), key, why })
+        file.into_node(root).map_err(|bad| bad.at(path))
     }
 
-    /// Every address in it at which a node of the group may be reached, this node's first.
-    pub fn addresses(&self) -> Vec<Address> {
+    /// Where the other nodes that the file names listen.
+    pub fn others(&self) -> Vec<Address> {
         let NodeConfig { base, seeds, advertise, .. } = &self.config;
-        let own = advertise.as_ref().or(base.listen.as_ref());
-        let members = base.members.iter().filter_map(|member| member.address.as_ref());
-        let mut all = Vec::new();
-        for address in own.into_iter().chain(seeds).chain(members) {
-            if !all.contains(address) {
-                all.push(address.clone());
-            }
-        }
-        all
+        let own = [base.listen.as_ref(), advertise.as_ref()];
+        seeds.iter().filter(|seed| !own.contains(&Some(seed))).cloned().collect()
+    }
+}
+
+/// The group that a file is about, and every address in it at which a node of the group may be reached.
+///
+/// # Errors
+/// [`FileError`].
+pub fn group_in(path: &Path) -> Result<(GroupId, Vec<Address>), FileError> {
+    let file = File::parse(&text_of(path)?, path)?;
+    file.addresses().map_err(|bad| bad.at(path))
+}
+
+fn text_of(path: &Path) -> Result<String, FileError> {
+    std::fs::read_to_string(path).map_err(|error| FileError::Read { path: path.to_owned(), error })
+}
+
+impl Bad {
+    fn at(self, path: &Path) -> FileError {
+        let Bad(key, why) = self;
+        FileError::Value { path: path.to_owned(), key, why }
     }
 }
 
 impl File {
-    fn into_node(self, root: &Path) -> Result<NodeFile, Bad> {
-        let node: NodeId = parsed("node", &self.node)?;
+    fn parse(text: &str, path: &Path) -> Result<File, FileError> {
+        toml::from_str(text).map_err(|error| FileError::Toml { path: path.to_owned(), error })
+    }
+
+    fn addresses(&self) -> Result<(GroupId, Vec<Address>), Bad> {
+        let own = self.advertise.iter().map(|text| ("advertise", text));
+        let own = own.chain(self.listen.iter().map(|text| ("listen", text))).take(1);
+        let seeds = self.seeds.iter().map(|text| ("seeds", text));
+        let members =
+            self.members.iter().filter_map(|member| Some(("members.address", member.address.as_ref()?)));
+        let mut all = Vec::new();
+        for (key, text) in own.chain(seeds).chain(members) {
+            let address = parsed(key, text)?;
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        Ok((parsed("group", &self.group)?, all))
+    }
+
+    /// What the list of founders says of the node fills in what the file does not say elsewhere.
+    fn take_from_founders(&mut self, node: &str) {
+        let Some(own) = self.members.iter().find(|member| member.node == node) else { return };
+        if self.listen.is_none() {
+            self.listen.clone_from(&own.address);
+        }
+        if self.role.is_none() {
+            self.role.clone_from(&own.role);
+        }
+        if self.region.is_none() {
+            self.region.clone_from(&own.region);
+        }
+        self.priority = self.priority.or(own.priority);
+    }
+
+    fn into_node(mut self, root: &Path) -> Result<NodeFile, Bad> {
+        let Some(name) = self.node.take() else {
+            return Err(bad("node", "no node is named: name it here, or with --node"));
+        };
+        let node: NodeId = parsed("node", &name)?;
+        self.take_from_founders(&name);
         let dir = root.join(self.dir.unwrap_or_else(|| node.as_str().into()));
         let mut base = Config::new(parsed("group", &self.group)?, node, dir);
         base.listen = optional("listen", self.listen)?;
@@ -171,20 +224,17 @@ impl File {
         set(&mut config.election_timeout, self.election_timeout_ms.map(Duration::from_millis));
         config.advertise = optional("advertise", self.advertise)?;
         config.seeds = self.seeds.iter().map(|seed| parsed("seeds", seed)).collect::<Result<_, _>>()?;
-        let own = Member {
-            role: config.role,
-            region: config.region.clone(),
-            priority: config.priority,
-            address: config.advertise.clone().or_else(|| config.base.listen.clone()),
-            ..Member::electable(config.base.node.clone())
-        };
+        let mut founders = founders(self.members)?;
+        for member in founders.iter().filter(|member| member.id != config.base.node) {
+            config.seeds.extend(member.address.clone());
+        }
         if self.found {
-            config.base.members = founders(self.members, own)?;
-        } else if !self.members.is_empty() {
-            return Err(bad(
-                "members",
-                "they belong to a group's founding: set found = true, or leave them out",
-            ));
+            if founders.is_empty() {
+                // The node says the rest of itself when it opens.
+                let own = config.base.node.clone();
+                founders.push(Member { role: config.role, ..Member::electable(own) });
+            }
+            config.base.members = Members::new(founders).map_err(|why| bad("members", why))?;
         }
         config.base.clone().check().map_err(named)?;
         config.check().map_err(named)?;
@@ -192,8 +242,8 @@ impl File {
     }
 }
 
-/// The members with which the group is founded: those listed, or this node alone.
-fn founders(listed: Vec<Founder>, own: Member) -> Result<Members, Bad> {
+/// The members in the list of founders.
+fn founders(listed: Vec<Founder>) -> Result<Vec<Member>, Bad> {
     let mut members = Vec::new();
     for founder in listed {
         let mut member = Member::electable(parsed("members.node", &founder.node)?);
@@ -203,10 +253,7 @@ fn founders(listed: Vec<Founder>, own: Member) -> Result<Members, Bad> {
         set(&mut member.priority, founder.priority);
         members.push(member);
     }
-    if members.is_empty() {
-        members.push(own);
-    }
-    Members::new(members).map_err(|why| bad("members", why))
+    Ok(members)
 }
 
 fn bad(key: &str, why: impl ToString) -> Bad {

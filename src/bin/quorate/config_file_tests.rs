@@ -6,7 +6,7 @@ const LEAST: &str = "group = \"0000000000000000000000000000002a\"\nnode = \"n1\"
 
 fn parse(more: &str) -> Result<NodeFile, String> {
     let text = format!("{LEAST}{more}");
-    NodeFile::parse(&text, Path::new("some/node.toml")).map_err(|error| error.to_string())
+    NodeFile::parse(&text, Path::new("some/node.toml"), None).map_err(|error| error.to_string())
 }
 
 /// The file is refused, and the complaint begins with the file and the key.
@@ -24,14 +24,14 @@ fn the_least_file_has_the_librarys_defaults() {
     assert_eq!(format!("{:?}", file.config.base), format!("{:?}", config.base));
     assert_eq!(file.config.role, config.role);
     assert_eq!((file.config.priority, file.config.election_timeout), (100, config.election_timeout));
-    assert!(!file.found && file.addresses().is_empty());
+    assert!(!file.found && file.others().is_empty());
 }
 
 #[test]
 fn the_example_names_every_key_and_is_what_it_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/node.toml");
     let text = std::fs::read_to_string(&path).unwrap();
-    NodeFile::read(&path).unwrap();
+    NodeFile::read(&path, None).unwrap();
     // What it shows commented out is valid too, and says the defaults.
     let whole: String = text
         .lines()
@@ -43,7 +43,7 @@ fn the_example_names_every_key_and_is_what_it_says() {
             format!("{}\n", key.unwrap_or(line))
         })
         .collect();
-    let all = NodeFile::parse(&whole, &path).unwrap_or_else(|error| panic!("{error}\n{whole}"));
+    let all = NodeFile::parse(&whole, &path, None).unwrap_or_else(|error| panic!("{error}\n{whole}"));
     let defaults = NodeConfig::new(Config::new(
         all.config.base.group,
         all.config.base.node.clone(),
@@ -87,8 +87,8 @@ fn every_key_reaches_the_configuration() {
     assert_eq!((region.as_str(), *priority, file.found), ("eu", 7, true));
     let second = base.members.find(&NodeId::new("n2").unwrap()).unwrap();
     assert_eq!((second.role, second.region.as_str(), second.priority), (Role::Arbiter, "us", 1));
-    let texts: Vec<String> = file.addresses().iter().map(Address::to_string).collect();
-    assert_eq!(texts, ["tcp://db1:7000", "tcp://db2:7000", "tcp://db3:7000", "tcp://db4:7000"]);
+    let texts: Vec<String> = file.others().iter().map(Address::to_string).collect();
+    assert_eq!(texts, ["tcp://db2:7000", "tcp://db3:7000", "tcp://db4:7000"]);
     let fed = parse("role = \"secondary\"\nupstream = \"127.0.0.1:1\"\n").unwrap();
     assert_eq!((fed.config.role, fed.config.base.upstream), (Role::Secondary, "127.0.0.1:1".parse().ok()));
 }
@@ -97,9 +97,7 @@ fn every_key_reaches_the_configuration() {
 fn a_founder_without_a_list_founds_alone() {
     let file = parse("found = true\nlisten = \"127.0.0.1:7001\"\npriority = 3\nregion = \"eu\"").unwrap();
     let members: Vec<&Member> = file.config.base.members.iter().collect();
-    assert_eq!(members.len(), 1);
-    assert_eq!(members[0].address, "127.0.0.1:7001".parse().ok());
-    assert_eq!((members[0].priority, members[0].region.as_str()), (3, "eu"));
+    assert_eq!(members, [&Member::electable(NodeId::new("n1").unwrap())]);
 }
 
 #[test]
@@ -116,10 +114,10 @@ fn unknown_missing_and_mistyped_keys_are_refused_by_name() {
         let why = parse(more).err().unwrap_or_else(|| panic!("{more} passes"));
         assert!(why.starts_with("some/node.toml: ") && why.contains(key), "{more}: {why}");
     }
-    for text in ["node = \"n1\"", "group = \"0000000000000000000000000000002a\"", "group = "] {
-        assert!(matches!(NodeFile::parse(text, Path::new("node.toml")), Err(FileError::Toml { .. })));
+    for text in ["node = \"n1\"", "group = "] {
+        assert!(matches!(NodeFile::parse(text, Path::new("node.toml"), None), Err(FileError::Toml { .. })));
     }
-    assert!(matches!(NodeFile::read(Path::new("/nowhere/node.toml")), Err(FileError::Read { .. })));
+    assert!(matches!(NodeFile::read(Path::new("/nowhere/node.toml"), None), Err(FileError::Read { .. })));
 }
 
 #[test]
@@ -170,15 +168,43 @@ fn every_value_out_of_bounds_is_refused_by_the_name_of_its_key() {
     refused("seeds = [\"db1:7000\"]", "plaintext");
     refused("found = true\n[[members]]\nnode = \"n2\"", "members");
     refused("found = true\nrole = \"arbiter\"", "members");
-    refused("[[members]]\nnode = \"n1\"", "members");
     refused("found = true\n[[members]]\nnode = \"a b\"", "members.node");
     let text = LEAST.replace("n1", "n 1");
     assert!(
-        NodeFile::parse(&text, Path::new("x")).is_err_and(|error| error.to_string().starts_with("x: node: "))
+        NodeFile::parse(&text, Path::new("x"), None)
+            .is_err_and(|error| error.to_string().starts_with("x: node: "))
     );
     let text = LEAST.replace("2a", "2x");
     assert!(
-        NodeFile::parse(&text, Path::new("x"))
+        NodeFile::parse(&text, Path::new("x"), None)
             .is_err_and(|error| error.to_string().starts_with("x: group: "))
     );
+}
+
+#[test]
+fn one_file_may_do_for_all_founders() {
+    let text = "group = \"0000000000000000000000000000002a\"\nfound = true\n\
+                [[members]]\nnode = \"n1\"\naddress = \"127.0.0.1:1\"\n\
+                [[members]]\nnode = \"n2\"\naddress = \"127.0.0.1:2\"\nrole = \"arbiter\"\npriority = 3\n";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("group.toml");
+    std::fs::write(&path, text).unwrap();
+    let second = NodeFile::read(&path, NodeId::new("n2").ok().as_ref()).unwrap().config;
+    assert_eq!((second.role, second.priority), (Role::Arbiter, 3));
+    assert_eq!(second.base.listen, "127.0.0.1:2".parse().ok());
+    assert_eq!(second.base.dir, dir.path().join("n2"));
+    let first = NodeFile::read(&path, NodeId::new("n1").ok().as_ref()).unwrap();
+    assert_eq!(first.others(), ["127.0.0.1:2".parse().unwrap()]);
+    // After the founding the list is one of seeds.
+    let later = text.replace("found = true\n", "");
+    let later = NodeFile::parse(&later, &path, NodeId::new("n3").ok().as_ref()).unwrap();
+    assert_eq!((later.found, later.others().len(), later.config.base.members.iter().count()), (false, 2, 1));
+    assert_eq!(first.config.base.members, second.base.members);
+    let nameless = NodeFile::read(&path, None).err().unwrap().to_string();
+    assert!(nameless.contains("node: ") && nameless.contains("--node"), "{nameless}");
+    let stranger = NodeFile::read(&path, NodeId::new("n9").ok().as_ref()).err().unwrap().to_string();
+    assert!(stranger.contains("members: "), "{stranger}");
+    let (group, addresses) = group_in(&path).unwrap();
+    let texts: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    assert_eq!((group.bits(), texts), (42, vec!["tcp://127.0.0.1:1".into(), "tcp://127.0.0.1:2".into()]));
 }

@@ -3,11 +3,17 @@
 mod bench;
 mod config_file;
 mod demo;
+mod failover;
 mod files;
+mod group_args;
 mod kv;
+mod kv_command;
 mod logs;
+mod node;
+mod orders;
 mod replica;
 mod service;
+mod status;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -21,8 +27,9 @@ static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::I
 const EXIT_CODES: &str = "\
 Exit codes:
   0  all is well
-  1  something failed, or a difference or damage was found
+  1  something failed or was refused, or a difference or damage was found
   2  the command line makes no sense
+  3  no answer came in time: what was asked for may or may not have been done
 
 NO_COLOR turns colours off. QUORATE_LOG=debug shows the library's log.";
 
@@ -38,6 +45,20 @@ struct Cli {
 enum Command {
     /// Replicate real files, kill a replica on the way, bring it back, and compare all stores
     Demo(demo::Args),
+    /// Be a node of a group, with a key-value store, until SIGTERM or SIGINT
+    Node(node::Args),
+    /// Write and read keys of a running group
+    Kv(kv_command::Args),
+    /// Show how a group and its nodes stand; exit code 1 if no node that answers leads
+    Status(status::Args),
+    /// Change who belongs to a group
+    Members(orders::MembersArgs),
+    /// Hand mastership over to another node
+    Transfer(orders::TransferArgs),
+    /// Have a node stand for election now
+    Promote(orders::PromoteArgs),
+    /// Have the master step down
+    Demote(orders::DemoteArgs),
     /// Be a replica of the demo, in a process of its own
     #[command(hide = true)]
     Replica(replica::Args),
@@ -64,8 +85,10 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub enum Verdict {
     /// All is well.
     Good,
-    /// A difference, or damage; it was printed.
+    /// A difference, damage, or a refusal; it was printed.
     Bad,
+    /// No answer: what was asked for may or may not have been done.
+    Unknown,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +100,7 @@ fn main() -> ExitCode {
     match run(cli.command, &mut out).and_then(|verdict| Ok(out.flush().map(|()| verdict)?)) {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
+        Ok(Verdict::Unknown) => ExitCode::from(3),
         // Whoever reads us, `head` for one, has seen enough.
         Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -89,6 +113,13 @@ fn main() -> ExitCode {
 fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, out),
+        Command::Node(args) => node::run(&args, out),
+        Command::Kv(args) => kv_command::run(&args, out),
+        Command::Status(args) => status::run(&args, out),
+        Command::Members(args) => orders::members(&args, out),
+        Command::Transfer(args) => orders::transfer(&args, out),
+        Command::Promote(args) => orders::promote(&args, out),
+        Command::Demote(args) => orders::demote(&args, out),
         Command::Replica(args) => replica::run(&args),
         Command::Bench(args) => bench::run(&args, out),
         Command::Log(command) => logs::run(&command, out),

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::files::{DEFAULT_LIMIT, Input};
 use crate::kv::Contents;
-use crate::{Failure, Verdict};
+use crate::{Failure, Verdict, failover};
 
 /// What to replicate, and how.
 #[derive(clap::Args)]
@@ -35,6 +35,13 @@ pub struct Args {
     /// Where the nodes' directories go, which are kept [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Instead: three nodes that elect their master, which is killed under load
+    #[arg(long, conflicts_with_all = ["input", "transport", "replicas", "policy"])]
+    failover: bool,
+    /// How many masters are killed, one after the other
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "failover",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    cycles: u32,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -49,7 +56,11 @@ pub enum Transport {
     Tcp,
 }
 
-fn policy(text: &str) -> Result<Policy, String> {
+/// A policy as it is written on the command line.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn policy(text: &str) -> Result<Policy, String> {
     let (who, level) = text.split_once('@').unwrap_or((text, "durable"));
     let level = match level {
         "received" => Level::Received,
@@ -113,6 +124,10 @@ impl Outcome {
 /// # Errors
 /// If it can't be carried through; stores that differ are a verdict.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
+    if args.failover {
+        let (root, _temporary) = play::directory(args.dir.as_deref())?;
+        return failover::run(&root, args.cycles as usize, args.json, out);
+    }
     let (root, limit) = match &args.input {
         Some(path) => (path.as_path(), None),
         None => (Path::new("."), Some(DEFAULT_LIMIT)),

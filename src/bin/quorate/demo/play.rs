@@ -46,7 +46,10 @@ pub fn play(args: &Args, input: &Input) -> Result<Outcome, Failure> {
 }
 
 /// Where the nodes go; a temporary directory is removed with its guard.
-fn directory(named: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>), Failure> {
+///
+/// # Errors
+/// If there is none, or it is not empty.
+pub fn directory(named: Option<&Path>) -> Result<(PathBuf, Option<tempfile::TempDir>), Failure> {
     let Some(dir) = named else {
         let dir = tempfile::Builder::new().prefix("quorate-demo-").tempdir()?;
         return Ok((dir.path().into(), Some(dir)));
