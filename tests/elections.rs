@@ -20,8 +20,8 @@ use quorate::members::Standing;
 use quorate::sim::worker;
 use quorate::wire::frame::VERSION;
 use quorate::wire::message::{
-    Ack, Announce, Bye, ByeReason, Capabilities, Control, EntryRequest, Feed, Heartbeat, HeartbeatReply, Message,
-    Nack, NackReason, Order, RejectReason, Request, Round, Survey, Vote, VoteReply, Welcome, WhyNot,
+    Ack, Announce, Bye, ByeReason, Capabilities, Control, EntryRequest, Feed, Heartbeat, HeartbeatReply,
+    Message, Nack, NackReason, Order, RejectReason, Request, Round, Survey, Vote, VoteReply, Welcome, WhyNot,
 };
 use quorate::worker::Step;
 use quorate::{GroupId, Health, NodeConfig, Part, Role, Vlsn};
@@ -51,7 +51,8 @@ fn announce(stage: &Stage, term: u32, master: &str) -> u32 {
 fn one_vote_in_a_term_however_often_and_late_it_is_asked_for() {
     let stage = voter(1);
     let (term, reply) = stage.ask("n1", 5, &vote("n2", Round::Real, LogEnd::EMPTY));
-    let expected = VoteReply { voter: id("n1"), election: 7, round: Round::Real, why_not: None, master: None };
+    let expected =
+        VoteReply { voter: id("n1"), election: 7, round: Round::Real, why_not: None, master: None };
     assert_eq!((term, &reply), (t(5), &expected));
     // The same question again, by the network or by the candidate.
     for _ in 0..3 {
@@ -82,7 +83,8 @@ fn a_vote_that_was_told_outlasts_a_power_loss_at_any_step() {
         stage.sim.run_steps(steps);
         stage.crash(0);
         stage.run(BEAT);
-        let granted = matches!(voice.heard(), Some((_, Message::VoteReply(reply))) if reply.why_not.is_none());
+        let granted =
+            matches!(voice.heard(), Some((_, Message::VoteReply(reply))) if reply.why_not.is_none());
         stage.open(0);
         stage.run(TIMEOUT * 2);
         let other = ask(&stage, "n3", Round::Real, 5);
@@ -166,9 +168,8 @@ fn own_term(term: u32, asked: &Vote) -> u32 {
 
 impl Puppet {
     fn new(stage: &Stage, name: &'static str) -> Puppet {
-        let refuse: Script = Box::new(move |term, asked| {
-            (own_term(term, asked), reply(name, asked, Some(WhyNot::LogBehind)))
-        });
+        let refuse: Script =
+            Box::new(move |term, asked| (own_term(term, asked), reply(name, asked, Some(WhyNot::LogBehind))));
         let puppet = Puppet { asked: Arc::default(), script: Arc::new(Mutex::new(refuse)) };
         let (asked, script) = (Arc::clone(&puppet.asked), Arc::clone(&puppet.script));
         let runtime = stage.sim.node(name).runtime();
@@ -231,12 +232,18 @@ fn pre_votes_and_votes_of_another_election_count_for_nothing_in_the_real_round()
         }
         let election = *first.lock().get_or_insert(asked.election);
         let answer = reply("n2", asked, None);
-        (term, match counted.fetch_add(1, Ordering::SeqCst) % 3 {
-            // The yes of the round before, once more.
-            0 => VoteReply { round: Round::Pre, ..answer },
-            // A yes that comes late: it answers an election that is over.
-            _ => VoteReply { election: election.wrapping_add(u64::from(election == asked.election)), ..answer },
-        })
+        (
+            term,
+            match counted.fetch_add(1, Ordering::SeqCst) % 3 {
+                // The yes of the round before, once more.
+                0 => VoteReply { round: Round::Pre, ..answer },
+                // A yes that comes late: it answers an election that is over.
+                _ => VoteReply {
+                    election: election.wrapping_add(u64::from(election == asked.election)),
+                    ..answer
+                },
+            },
+        )
     });
     stage.until("nine real rounds", || {
         assert_eq!(stage.node(0).leads(), None);
@@ -483,7 +490,11 @@ fn whatever_a_connection_begins_with_the_node_goes_on() {
     let mut voice = stage.dial("n1");
     voice.say(0, &Message::Request(Request { group: GROUP, body: b"x" }));
     assert!(matches!(voice.hear(&stage), Some((_, Message::Reject(_)))));
-    assert_eq!((stage.node(0).part(), stage.node(0).term()), (Part::Master, term), "nothing of it was believed");
+    assert_eq!(
+        (stage.node(0).part(), stage.node(0).term()),
+        (Part::Master, term),
+        "nothing of it was believed"
+    );
     stage.write(b"goes on");
 }
 

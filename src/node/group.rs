@@ -185,7 +185,10 @@ impl Shared {
                 self.whom.lock().hint = Some(address.clone());
             }
             self.tell(Event::Part { part: self.part(), term, master: Some(master.clone()) });
-            self.hurry();
+            if let Some(following) = self.following.get() {
+                following.turn();
+            }
+            self.poke_receive();
         }
         Ok(())
     }
@@ -359,6 +362,11 @@ impl Guide for Ties {
         Some(all[whom.turn % all.len()].clone())
     }
 
+    fn dial_within(&self) -> Option<std::time::Duration> {
+        // A master that died with its machine does not even refuse: whoever waits for it hears no successor.
+        Some(self.0.upgrade()?.election.timeout() / 2)
+    }
+
     fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError> {
         let Some(node) = self.0.upgrade() else { return Err(FollowError::Closing) };
         let entered = match feed {
@@ -376,7 +384,9 @@ impl Guide for Ties {
         entered.map_err(|error| match error {
             EnterError::Past(by) => FollowError::Superseded { by },
             EnterError::Absurd(term) => FollowError::AbsurdTerm(term),
-            EnterError::SecondMaster { term, known, found } => FollowError::SecondMaster { term, known, found },
+            EnterError::SecondMaster { term, known, found } => {
+                FollowError::SecondMaster { term, known, found }
+            }
             EnterError::State(error) => error.into(),
         })
     }

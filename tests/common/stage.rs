@@ -238,7 +238,8 @@ impl Stage {
     /// What all engines were given, which is the same.
     #[track_caller]
     pub fn agreed(&self) -> Vec<(Vlsn, u32)> {
-        let mut books = self.actors.iter().filter(|actor| actor.up.is_some()).map(|actor| actor.book.entries());
+        let mut books =
+            self.actors.iter().filter(|actor| actor.up.is_some()).map(|actor| actor.book.entries());
         let first = books.next().unwrap();
         assert!(books.all(|book| book == first), "the engines differ");
         first
