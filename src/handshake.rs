@@ -129,14 +129,15 @@ pub enum WelcomeError {
     },
 }
 
-/// Whether the replica accepts the welcome of a node in term `theirs`, by the members that it knows, having seen terms
-/// up to `ours`.
+/// Whether the replica accepts the welcome of a node in term `theirs`, having seen terms up to `ours`. `members` are those
+/// of whom the master has to be one; `None` where votes decide who leads: a replica's own list may be older than the
+/// master, or never come to be.
 ///
 /// # Errors
 /// [`WelcomeError`].
 pub fn judge_welcome(
     config: &CheckedConfig,
-    members: &Members,
+    members: Option<&Members>,
     ours: Term,
     theirs: Term,
     welcome: &Welcome,
@@ -144,8 +145,7 @@ pub fn judge_welcome(
     if welcome.version != VERSION {
         return Err(WelcomeError::Version { chosen: welcome.version });
     }
-    // A node that joins does not know anybody yet.
-    if members.iter().next().is_some() && members.find(&welcome.node).is_none() {
+    if members.is_some_and(|members| members.find(&welcome.node).is_none()) {
         return Err(WelcomeError::UnknownMaster(welcome.node.clone()));
     }
     let offered = capabilities(config);
@@ -220,7 +220,7 @@ mod tests {
         let welcome = judge(|_| ()).unwrap();
         assert_eq!(welcome.version, VERSION);
         assert_eq!(
-            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(3), &welcome),
+            judge_welcome(&config("r"), Some(&config("r").members), Term::new(3), Term::new(3), &welcome),
             Ok(())
         );
     }
@@ -247,12 +247,14 @@ mod tests {
     fn a_replica_refuses_a_stale_or_strange_master() {
         let welcome = judge(|_| ()).unwrap();
         let verdict = |term, welcome: &Welcome| {
-            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(term), welcome)
+            judge_welcome(&config("r"), Some(&config("r").members), Term::new(3), Term::new(term), welcome)
         };
         assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
         assert!(matches!(verdict(u32::MAX, &welcome), Err(WelcomeError::AbsurdTerm { .. })));
         let strange = Welcome { node: NodeId::new("x").unwrap(), ..welcome.clone() };
         assert!(matches!(verdict(3, &strange), Err(WelcomeError::UnknownMaster(_))));
+        let elected = judge_welcome(&config("r"), None, Term::new(3), Term::new(3), &strange);
+        assert_eq!(elected, Ok(()), "votes decide, not a list that may be old");
         let newer = Welcome { version: VERSION + 1, ..welcome.clone() };
         assert!(matches!(verdict(3, &newer), Err(WelcomeError::Version { .. })));
         let large = Welcome { max_frame: u32::MAX, ..welcome };

@@ -110,7 +110,6 @@ impl Node {
             acks,
             counters: Arc::clone(&core.counters),
             runtime: Arc::clone(&core.host.runtime),
-            roll: Arc::clone(&shared.roll),
             state,
             guide: Arc::new(ties.clone()),
         }));

@@ -328,6 +328,10 @@ impl Shared {
 }
 
 impl Guide for Ties {
+    fn masters(&self) -> Option<Arc<Members>> {
+        None
+    }
+
     fn upstream(&self) -> Option<Address> {
         let node = self.0.upgrade()?;
         if let Some(address) = &node.fed_by {
@@ -376,7 +380,9 @@ impl Guide for Ties {
         entered.map_err(|error| match error {
             EnterError::Past(by) => FollowError::Superseded { by },
             EnterError::Absurd(term) => FollowError::AbsurdTerm(term),
-            EnterError::SecondMaster { term, known, found } => FollowError::SecondMaster { term, known, found },
+            EnterError::SecondMaster { term, known, found } => {
+                FollowError::SecondMaster { term, known, found }
+            }
             EnterError::State(error) => error.into(),
         })
     }

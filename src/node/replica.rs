@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
 use crate::ids::{NodeId, Position, Term, Vlsn};
 use crate::log::{DoubtfulTail, Truncated};
-use crate::members::{Member, Roll};
+use crate::members::{Member, Members};
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::policy::Token;
 use crate::progress::Positions;
@@ -79,8 +79,11 @@ impl Replica {
             acks: Arc::clone(&acks),
             counters: Arc::clone(&core.counters),
             runtime: Arc::clone(&core.host.runtime),
-            roll: Arc::new(Roll::new(members)),
-            guide: Arc::new(Fixed { state: Arc::clone(&state), upstream: core.config.upstream.clone() }),
+            guide: Arc::new(Fixed {
+                members: Arc::new(members),
+                state: Arc::clone(&state),
+                upstream: core.config.upstream.clone(),
+            }),
             state,
         }));
         let severed = Arc::downgrade(&following);
@@ -164,11 +167,16 @@ impl Replica {
 
 /// The guide of a replica whose master never changes but by an operator's hand.
 struct Fixed {
+    members: Arc<Members>,
     state: Arc<StateFile>,
     upstream: Option<Address>,
 }
 
 impl Guide for Fixed {
+    fn masters(&self) -> Option<Arc<Members>> {
+        Some(Arc::clone(&self.members))
+    }
+
     fn upstream(&self) -> Option<Address> {
         self.upstream.clone()
     }

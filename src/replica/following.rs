@@ -14,7 +14,7 @@ use crate::counters::Counters;
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Term, Vlsn};
 use crate::log::{Log, Truncated};
-use crate::members::{Member, Roll, Standing};
+use crate::members::{Member, Members, Standing};
 use crate::planted::{Bug, active};
 use crate::replica::ack::AckSender;
 use crate::replica::{FollowError, ReplicaState};
@@ -24,6 +24,8 @@ use crate::wire::message::{Feed, RejectReason};
 
 /// Whom a replica follows, and what the node around it has to know of that.
 pub(crate) trait Guide: Send + Sync {
+    /// Those of whom the master has to be one; `None` where votes decide.
+    fn masters(&self) -> Option<Arc<Members>>;
     /// Whom to dial now; `None`: nobody, until the worker is poked.
     fn upstream(&self) -> Option<Address>;
     /// Enters the term of the node that welcomed us; durably, before anything is said to it.
@@ -68,7 +70,6 @@ pub(crate) struct Following {
     pub acks: Arc<AckSender>,
     pub counters: Arc<Counters>,
     pub runtime: Arc<dyn Runtime>,
-    pub roll: Arc<Roll>,
     /// The directory's small state: what was promised.
     pub state: Arc<StateFile>,
     pub guide: Arc<dyn Guide>,
@@ -97,14 +98,13 @@ pub(crate) struct Parts {
     pub acks: Arc<AckSender>,
     pub counters: Arc<Counters>,
     pub runtime: Arc<dyn Runtime>,
-    pub roll: Arc<Roll>,
     pub state: Arc<StateFile>,
     pub guide: Arc<dyn Guide>,
 }
 
 impl Following {
     pub fn new(parts: Parts) -> Following {
-        let Parts { config, own, identity, log, apply, acks, counters, runtime, roll, state, guide } = parts;
+        let Parts { config, own, identity, log, apply, acks, counters, runtime, state, guide } = parts;
         Following {
             config,
             own,
@@ -114,7 +114,6 @@ impl Following {
             acks,
             counters,
             runtime,
-            roll,
             state,
             guide,
             gate: Mutex::new(Term::NONE),

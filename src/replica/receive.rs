@@ -234,7 +234,9 @@ impl Session {
             unreachable!("a welcome is taken while one is awaited")
         };
         let ours = shared.term();
-        if let Err(error) = judge_welcome(&shared.config, &shared.roll.members(), ours, term, welcome) {
+        if let Err(error) =
+            judge_welcome(&shared.config, shared.guide.masters().as_deref(), ours, term, welcome)
+        {
             if term < ours {
                 line.send(&Message::Fence);
             }
