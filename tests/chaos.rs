@@ -18,6 +18,7 @@ mod codec;
 mod history;
 #[path = "common/netns.rs"]
 mod netns;
+#[allow(dead_code, reason = "the command uses more of it")]
 #[path = "../src/bin/quorate/kv_record.rs"]
 mod record;
 

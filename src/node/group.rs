@@ -185,7 +185,10 @@ impl Shared {
                 self.whom.lock().hint = Some(address.clone());
             }
             self.tell(Event::Part { part: self.part(), term, master: Some(master.clone()) });
-            self.hurry();
+            if let Some(following) = self.following.get() {
+                following.turn();
+            }
+            self.poke_receive();
         }
         Ok(())
     }
@@ -357,6 +360,11 @@ impl Guide for Ties {
         }
         whom.turn += 1;
         Some(all[whom.turn % all.len()].clone())
+    }
+
+    fn dial_within(&self) -> Option<std::time::Duration> {
+        // A master that died with its machine does not even refuse: whoever waits for it hears no successor.
+        Some(self.0.upgrade()?.election.timeout() / 2)
     }
 
     fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError> {
