@@ -136,7 +136,7 @@ pub enum WelcomeError {
 /// [`WelcomeError`].
 pub fn judge_welcome(
     config: &CheckedConfig,
-    members: &Members,
+    masters: Option<&Members>,
     ours: Term,
     theirs: Term,
     welcome: &Welcome,
@@ -144,8 +144,7 @@ pub fn judge_welcome(
     if welcome.version != VERSION {
         return Err(WelcomeError::Version { chosen: welcome.version });
     }
-    // A node that joins does not know anybody yet.
-    if members.iter().next().is_some() && members.find(&welcome.node).is_none() {
+    if masters.is_some_and(|list| list.iter().next().is_some() && list.find(&welcome.node).is_none()) {
         return Err(WelcomeError::UnknownMaster(welcome.node.clone()));
     }
     let offered = capabilities(config);
@@ -220,7 +219,7 @@ mod tests {
         let welcome = judge(|_| ()).unwrap();
         assert_eq!(welcome.version, VERSION);
         assert_eq!(
-            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(3), &welcome),
+            judge_welcome(&config("r"), Some(&config("r").members), Term::new(3), Term::new(3), &welcome),
             Ok(())
         );
     }
@@ -247,7 +246,7 @@ mod tests {
     fn a_replica_refuses_a_stale_or_strange_master() {
         let welcome = judge(|_| ()).unwrap();
         let verdict = |term, welcome: &Welcome| {
-            judge_welcome(&config("r"), &config("r").members, Term::new(3), Term::new(term), welcome)
+            judge_welcome(&config("r"), Some(&config("r").members), Term::new(3), Term::new(term), welcome)
         };
         assert!(matches!(verdict(2, &welcome), Err(WelcomeError::StaleTerm { .. })));
         assert!(matches!(verdict(u32::MAX, &welcome), Err(WelcomeError::AbsurdTerm { .. })));

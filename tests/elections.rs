@@ -375,8 +375,11 @@ fn an_arbiters_mark_rises_with_the_term_also_to_a_lower_place_and_no_log_below_i
     voice.say(3, &beat(Vlsn::new(8), None));
     assert_eq!(acked(&stage, &mut voice), Vlsn::new(8));
     assert_eq!(standing(&stage, &mut voice), Standing::Newcomer);
-    voice.say(3, &beat(Vlsn::new(10), Vlsn::new(10)));
+    voice.say(3, &beat(Vlsn::new(10), None));
     assert_eq!(acked(&stage, &mut voice), Vlsn::new(10));
+    assert_eq!(standing(&stage, &mut voice), Standing::Newcomer);
+    // Nothing is new but that.
+    voice.say(3, &beat(Vlsn::new(10), Vlsn::new(10)));
     assert_eq!(standing(&stage, &mut voice), Standing::Full { since: t(3) });
     // What was acknowledged is on its disk.
     stage.crash(0);

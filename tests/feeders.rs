@@ -260,6 +260,31 @@ fn acks_count_when_the_standing_does() {
 }
 
 #[test]
+fn a_newcomer_is_told_what_is_committed_when_a_majority_without_it_has_followed_since_it_came() {
+    for role in [Role::Electable, Role::Arbiter] {
+        let voters = [Role::Electable, Role::Electable, role].into_iter().zip(["m", "b", "n"]);
+        let voters = voters.map(|(role, name)| member(name, role, Admission::Full));
+        let place = Place::new(Members::new(voters.collect()).unwrap());
+        let mut b = place.peer("b", Role::Electable, FULL);
+        let one = place.append();
+        take(&mut b, one);
+        place.until_committed(one);
+        let before = heartbeat(&mut b, |_| true);
+        let mut n = place.peer("n", role, Standing::Newcomer);
+        // What b says of the time before may come from a majority that n itself helped another master to.
+        reply(&mut b, before.clock, FULL);
+        until("the answer to be taken", || place.contact() == before.clock);
+        for _ in 0..3 {
+            assert_eq!(heartbeat(&mut n, |_| true).committed, None, "{role:?}");
+        }
+        let came = now().as_nanos();
+        let after = heartbeat(&mut b, |beat| beat.clock > came);
+        reply(&mut b, after.clock, FULL);
+        assert_eq!(heartbeat(&mut n, |beat| beat.committed.is_some()).committed, Some(one), "{role:?}");
+    }
+}
+
+#[test]
 fn heartbeats_go_out_on_a_stream_that_never_pauses() {
     let place = Place::new(list());
     let mut a = place.peer("a", Role::Electable, FULL);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::GROUP;
-use common::nodes::{Book, Ledger, id, patience, until};
+use common::nodes::{Bare, Book, Ledger, hello, id, patience, until};
+use quorate::clock::Stopwatch;
+use quorate::wire::message::Message;
 use quorate::{
     Address, Admission, Answer, Change, ChangeRefused, CommitError, Config, Host, Member, NewEntry, Node,
     NodeConfig, NodeError, Outcome, Part, Policy, Role, Token, TransferError, Wait, WriteRefused,
@@ -338,4 +340,96 @@ fn a_read_barrier_holds_on_the_master_and_nowhere_else() {
     grove.places[at].node().read_barrier(patience()).unwrap();
     assert!(grove.places[at].book.last() >= Some(token.vlsn));
     assert!(grove.places[(at + 1) % 3].node().read_barrier(Wait::Now).is_err());
+}
+
+/// A node that is about to be closed, and whatever of the test keeps it as it is.
+type Doomed = (Node, Box<dyn std::any::Any>);
+
+/// Leads alone, and is handing over to a peer that is fit and never stands; an operator waits for that at its port.
+fn handing_over(config: NodeConfig) -> Doomed {
+    let config = NodeConfig { election_timeout: Duration::from_secs(60), ..config };
+    let node = Node::create(config.clone(), Box::new(Ledger(Arc::default())), Host::machine()).unwrap();
+    assert!(node.promote(node.term()));
+    until("it to lead", || node.leads().is_some() && node.committed().is_some());
+    let heir = Member::electable(id("heir"));
+    let added = node.change(&Change::Add(heir.clone())).unwrap();
+    assert_eq!(node.commit(&added, patience()).unwrap(), Outcome::Committed);
+    let mut base = config.base.clone();
+    base.members = quorate::Members::new(vec![Member::electable(id("doomed")), heir]).unwrap();
+    base.node = id("heir");
+    let (here, there) = quorate::channel::local::pair("heir");
+    node.accept(here);
+    let mut peer = Bare::new(there);
+    peer.introduce(hello(base));
+    peer.sync_up(None);
+    let acks = std::thread::spawn(move || {
+        while let Ok((_, message)) = peer.hear() {
+            let answer = match message {
+                Message::Entries(entries) => Some(entries.last),
+                Message::Heartbeat(_) | Message::Stand => None,
+                _ => break,
+            };
+            if let Some(last) = answer {
+                peer.ack(Some(last));
+            }
+        }
+    });
+    let long = Duration::from_secs(3600);
+    until("the heir to be fit", || node.members().is_voter(&id("heir")));
+    let (here, there) = quorate::channel::local::pair("operator");
+    node.accept(here);
+    let mut operator = Bare::new(there);
+    let order = quorate::wire::message::Order::Transfer { to: Some(id("heir")), patience: long };
+    operator.say(&Message::Control(quorate::wire::message::Control { group: GROUP, order }));
+    let data = [NewEntry::data(b"x")];
+    until("it to begin", || matches!(node.append(&data, Policy::Async), Err(WriteRefused::HandingOver)));
+    (node, Box::new((operator, acks)))
+}
+
+#[test]
+fn a_node_that_is_dropped_in_any_state_is_gone_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut next = 0;
+    let mut config = |founders: &[&str]| {
+        next += 1;
+        let mut base = Config::new(GROUP, id("doomed"), dir.path().join(next.to_string()));
+        let nowhere = Some(Address::Tcp("127.0.0.1:9".into()));
+        let member = |name: &&str| Member { address: nowhere.clone(), ..Member::electable(id(name)) };
+        base.members = quorate::Members::new(founders.iter().map(member).collect()).unwrap();
+        base.segment_bytes = 1 << 20;
+        base.max_payload = 64 << 10;
+        base.heartbeat = Duration::from_millis(20);
+        base.handshake_timeout = Duration::from_secs(30);
+        let mut config = NodeConfig::new(base);
+        config.election_timeout = Duration::from_millis(100);
+        config.seeds = nowhere.clone().into_iter().collect();
+        config
+    };
+    let engine = || Box::new(Ledger(Arc::default()));
+    let create = |config| Node::create(config, engine(), Host::machine()).unwrap();
+    let alone = create(config(&["doomed"]));
+    until("it to lead", || alone.leads().is_some());
+    let candidate = create(config(&["doomed", "a", "b"]));
+    until("it to stand", || candidate.part() == Part::Candidate);
+    let joining = Node::join(config(&["doomed"]), engine(), Host::machine()).unwrap();
+    let arbiter = NodeConfig { role: Role::Arbiter, ..config(&["doomed"]) };
+    let arbiter = Node::arbiter(arbiter, Host::machine()).unwrap();
+    let (silent, theirs) = quorate::channel::local::pair("silent");
+    joining.accept(theirs);
+    let fresh = create(config(&["doomed", "a", "b"]));
+    let busy = handing_over(config(&["doomed"]));
+    let nodes: Vec<(&str, Doomed)> = vec![
+        ("leads alone", (alone, Box::new(()))),
+        ("stands in vain", (candidate, Box::new(()))),
+        ("joins nobody, and is visited by somebody who says nothing", (joining, Box::new(silent))),
+        ("an arbiter that finds nobody", (arbiter, Box::new(()))),
+        ("has only just begun", (fresh, Box::new(()))),
+        ("hands over", busy),
+    ];
+    for (what, (node, kept)) in nodes {
+        let watch = Stopwatch::start();
+        drop(node);
+        assert!(watch.elapsed() < Duration::from_secs(10), "a node that {what} took {:?}", watch.elapsed());
+        drop(kept);
+    }
 }

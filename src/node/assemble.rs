@@ -110,7 +110,7 @@ impl Node {
             acks,
             counters: Arc::clone(&core.counters),
             runtime: Arc::clone(&core.host.runtime),
-            roll: Arc::clone(&shared.roll),
+            masters: None,
             state,
             guide: Arc::new(ties.clone()),
         }));

@@ -163,14 +163,6 @@ impl Shared {
         }
     }
 
-    /// Tries the next connection at once.
-    pub fn hurry(&self) {
-        if let Some(following) = self.following.get() {
-            following.hurry();
-        }
-        self.poke_receive();
-    }
-
     /// The master told that it leads.
     pub fn announced(
         &self,

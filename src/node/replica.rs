@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::engine::Engine;
 use crate::ids::{NodeId, Position, Term, Vlsn};
 use crate::log::{DoubtfulTail, Truncated};
-use crate::members::{Member, Roll};
+use crate::members::Member;
 use crate::node::core::{Answer, Core, Host, NodeError, TokenError};
 use crate::policy::Token;
 use crate::progress::Positions;
@@ -79,7 +79,7 @@ impl Replica {
             acks: Arc::clone(&acks),
             counters: Arc::clone(&core.counters),
             runtime: Arc::clone(&core.host.runtime),
-            roll: Arc::new(Roll::new(members)),
+            masters: Some(members),
             guide: Arc::new(Fixed { state: Arc::clone(&state), upstream: core.config.upstream.clone() }),
             state,
         }));

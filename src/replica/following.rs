@@ -15,7 +15,7 @@ use crate::counters::Counters;
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Term, Vlsn};
 use crate::log::{Log, Truncated};
-use crate::members::{Member, Roll, Standing};
+use crate::members::{Member, Members, Standing};
 use crate::planted::{Bug, active};
 use crate::replica::ack::AckSender;
 use crate::replica::{FollowError, ReplicaState};
@@ -73,7 +73,9 @@ pub(crate) struct Following {
     pub acks: Arc<AckSender>,
     pub counters: Arc<Counters>,
     pub runtime: Arc<dyn Runtime>,
-    pub roll: Arc<Roll>,
+    /// Who may lead, if that is fixed. In a group that runs itself this node's list may be older than the master's
+    /// membership, or hold a change that was never committed: there the term alone tells.
+    pub masters: Option<Members>,
     /// The directory's small state: what was promised.
     pub state: Arc<StateFile>,
     pub guide: Arc<dyn Guide>,
@@ -102,14 +104,15 @@ pub(crate) struct Parts {
     pub acks: Arc<AckSender>,
     pub counters: Arc<Counters>,
     pub runtime: Arc<dyn Runtime>,
-    pub roll: Arc<Roll>,
+    pub masters: Option<Members>,
     pub state: Arc<StateFile>,
     pub guide: Arc<dyn Guide>,
 }
 
 impl Following {
     pub fn new(parts: Parts) -> Following {
-        let Parts { config, own, identity, log, apply, acks, counters, runtime, roll, state, guide } = parts;
+        let Parts { config, own, identity, log, apply, acks, counters, runtime, masters, state, guide } =
+            parts;
         Following {
             config,
             own,
@@ -119,7 +122,7 @@ impl Following {
             acks,
             counters,
             runtime,
-            roll,
+            masters,
             state,
             guide,
             gate: Mutex::new(Term::NONE),

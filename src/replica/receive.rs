@@ -236,7 +236,7 @@ impl Session {
             unreachable!("a welcome is taken while one is awaited")
         };
         let ours = shared.term();
-        if let Err(error) = judge_welcome(&shared.config, &shared.roll.members(), ours, term, welcome) {
+        if let Err(error) = judge_welcome(&shared.config, shared.masters.as_ref(), ours, term, welcome) {
             if term < ours {
                 line.send(&Message::Fence);
             }
@@ -441,7 +441,7 @@ impl Session {
         // A newcomer is told what is committed only once that is of the master's own term, and a majority without this
         // node is known to follow it.
         let standing = match before.standing {
-            Standing::Newcomer if news && heartbeat.committed.is_some() => {
+            Standing::Newcomer if told.vlsn.is_some() && heartbeat.committed.is_some() => {
                 Standing::Full { since: before.term }
             }
             standing => standing,

@@ -484,7 +484,9 @@ impl Cluster {
         let Some(node) = place.and_then(|place| place.up.as_ref()) else { return Ok(()) };
         let history = node.log().term_history();
         let last = node.last().map_or(0, |last| last.vlsn.get());
-        for (vlsn, term) in &self.committed {
+        // One that was paused may be found to lead in a term that is long over: it owes nothing to later ones.
+        let own = node.leads().map_or(0, |term| term.get());
+        for (vlsn, term) in self.committed.iter().filter(|(_, term)| **term < own) {
             let at = history.partition_point(|span| span.first.get() <= *vlsn);
             let found = at.checked_sub(1).map(|at| history[at].term.get()).filter(|_| *vlsn <= last);
             if found != Some(*term) {

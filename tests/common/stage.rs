@@ -85,6 +85,21 @@ impl Stage {
         stage
     }
 
+    /// One more actor, who has not joined yet.
+    pub fn newcomer(&mut self, name: &'static str) -> usize {
+        let mut config = config(name, &Members::unknown());
+        config.base.members = founders(&[name]);
+        self.actors.push(Actor {
+            name,
+            sim: self.sim.node(name),
+            config,
+            book: Arc::default(),
+            up: None,
+            generation: 0,
+        });
+        self.actors.len() - 1
+    }
+
     fn host(&self, at: usize) -> Host {
         let sim = &self.actors[at].sim;
         Host { runtime: sim.runtime(), disk: sim.disk() }
