@@ -18,6 +18,7 @@ mod codec;
 mod history;
 #[path = "common/netns.rs"]
 mod netns;
+#[allow(dead_code, reason = "the command uses more of it")]
 #[path = "../src/bin/quorate/kv_record.rs"]
 mod record;
 
@@ -37,6 +38,7 @@ use netns::{Lab, Way, address};
 use quorate::clock::{Wait, deadline_in};
 use quorate::log::inspect::{Found, Inspector};
 use quorate::runtime::ThreadRuntime;
+use quorate::watermark::rest;
 use quorate::wire::message::{ControlReply, NodeStatus, Order};
 use quorate::{Address, Client, EntryKind, GroupId, Part, Policy, Vlsn, Watermark};
 use record::Record;
@@ -45,7 +47,7 @@ const GROUP: GroupId = GroupId::from_bits(0xc4a05);
 const CLIENTS: usize = 6;
 const KEYS: u64 = 8;
 /// How long an operation may take: clients of a lost machine come back after that.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a majority may take to go on.
 const RECOVERY: Duration = Duration::from_secs(30);
 
@@ -213,7 +215,7 @@ impl Group {
                 return;
             }
             assert!(began.elapsed() < RECOVERY, "the nodes do not agree: {answers:#?}");
-            std::thread::sleep(Duration::from_millis(50));
+            rest(Wait::Until(deadline_in(Duration::from_millis(50))));
         }
     }
 
@@ -419,7 +421,7 @@ fn suffer(group: &mut Group, load: &Load, chance: &mut Chance, cycle: u64) {
     let took = load.progress().unwrap_or_else(|| panic!("{fault:?} of {victims:?}: nothing is committed"));
     let who = if led { "the master among them" } else { "the master not among them" };
     eprintln!("{cycle}: {fault:?} {victims:?}, {who}: a write was committed after {} ms", took.as_millis());
-    std::thread::sleep(Duration::from_millis(chance.draw(1500)));
+    rest(Wait::Until(deadline_in(Duration::from_millis(chance.draw(1500)))));
     if fault != Fault::AllDie {
         group.heal(fault, &victims);
     }

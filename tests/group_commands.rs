@@ -144,7 +144,7 @@ impl Group {
                     .collect();
                 panic!("{what}: {status:#}\n{}", said.join("\n---\n"));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::yield_now();
         }
     }
 
@@ -427,4 +427,27 @@ fn the_failover_demo_finds_every_answer_in_the_logs() {
     for node in ["n1", "n2", "n3"] {
         exits(0, &["log", "verify", Path::new(&nodes).join(node).to_str().unwrap()]);
     }
+}
+
+#[test]
+fn the_five_commands_of_the_readme_work_as_they_stand_there() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let block = readme.split("```sh\n").find(|block| block.starts_with("cat > group.toml")).unwrap();
+    let mut script = block.split("```").next().unwrap().to_owned();
+    for taken in ["7001", "7002", "7003"] {
+        script = script.replace(taken, &port().to_string());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = Path::new(env!("CARGO_BIN_EXE_quorate")).parent().unwrap().to_str().unwrap();
+    let output = Command::new("bash")
+        .arg("-c")
+        // Job control, as in a shell that a person types into; and nothing is left running.
+        .arg(format!("set -m; trap 'kill -9 $(jobs -p) 2>/dev/null; wait' EXIT\n{script}"))
+        .current_dir(dir.path())
+        .env("PATH", format!("{path}:{}", std::env::var("PATH").unwrap()))
+        .output()
+        .unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && out.ends_with("hello\n"), "{out}{err}");
+    assert!(out.starts_with("version ") && out.contains(" leads in term "), "{out}{err}");
 }

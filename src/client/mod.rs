@@ -179,9 +179,14 @@ impl Client {
         wait: Wait,
         read: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<T, ClientError> {
-        let heard = connection.hear(wait, read)?;
-        self.connection = Some(connection);
-        Ok(heard)
+        let heard = connection.hear(wait, read);
+        match &heard {
+            Ok(_) => self.connection = Some(connection),
+            // The next one is more likely to answer.
+            Err(ClientError::Unanswered { .. }) => self.turn_away(),
+            Err(_) => {}
+        }
+        heard
     }
 }
 

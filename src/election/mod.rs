@@ -429,6 +429,11 @@ impl Election {
         electable && office.able() && state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM
     }
 
+    /// How long a master that is not heard is still taken to lead.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
     /// A random time from now on: one to two timeouts, and more for whom others are preferred to.
     fn next_due(&self, now: Deadline, members: &Members) -> Deadline {
         let timeout = self.settings.timeout;

@@ -163,14 +163,6 @@ impl Shared {
         }
     }
 
-    /// Tries the next connection at once.
-    pub fn hurry(&self) {
-        if let Some(following) = self.following.get() {
-            following.hurry();
-        }
-        self.poke_receive();
-    }
-
     /// The master told that it leads.
     pub fn announced(
         &self,
@@ -185,7 +177,10 @@ impl Shared {
                 self.whom.lock().hint = Some(address.clone());
             }
             self.tell(Event::Part { part: self.part(), term, master: Some(master.clone()) });
-            self.hurry();
+            if let Some(following) = self.following.get() {
+                following.turn();
+            }
+            self.poke_receive();
         }
         Ok(())
     }
@@ -357,6 +352,11 @@ impl Guide for Ties {
         }
         whom.turn += 1;
         Some(all[whom.turn % all.len()].clone())
+    }
+
+    fn dial_within(&self) -> Option<std::time::Duration> {
+        // A master that died with its machine does not even refuse: whoever waits for it hears no successor.
+        Some(self.0.upgrade()?.election.timeout() / 2)
     }
 
     fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError> {

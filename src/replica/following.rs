@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -26,6 +27,10 @@ use crate::wire::message::{Feed, RejectReason};
 pub(crate) trait Guide: Send + Sync {
     /// Whom to dial now; `None`: nobody, until the worker is poked.
     fn upstream(&self) -> Option<Address>;
+    /// How long a dial may take, if less than a whole handshake: while it blocks, nothing else is looked at.
+    fn dial_within(&self) -> Option<Duration> {
+        None
+    }
     /// Enters the term of the node that welcomed us; durably, before anything is said to it.
     fn enter(&self, term: Term, feeder: &NodeId, feed: Feed) -> Result<(), FollowError>;
     /// The feeder was heard.
@@ -198,6 +203,13 @@ impl Following {
     pub fn between_frames<T>(&self, what: impl FnOnce() -> T) -> T {
         let _gate = self.gate.lock();
         what()
+    }
+
+    /// Ends the present connection, or the attempt at one, and any backoff: it is known now who leads. The worker has to
+    /// be poked afterwards.
+    pub fn turn(&self) {
+        self.hang_up();
+        self.hurry();
     }
 
     /// Ends a backoff. The worker has to be poked afterwards.

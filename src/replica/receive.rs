@@ -100,11 +100,13 @@ impl Receive {
             return Ok(Step::Idle { due: Deadline::NEVER });
         };
         self.shared.set_phase(ReplicaState::Connecting);
-        let give_up = self.clock.now() + self.shared.config.handshake_timeout;
+        let patience = self.shared.config.handshake_timeout;
+        let patience = self.shared.guide.dial_within().unwrap_or(patience).min(patience);
+        let give_up = self.clock.now() + patience;
         self.dialled = Some(upstream.clone());
         match self.shared.runtime.dial(&upstream, wait.at_most(give_up))? {
             Some(channel) => self.greet(channel),
-            None => Err(FollowError::HandshakeTimeout(self.shared.config.handshake_timeout)),
+            None => Err(FollowError::HandshakeTimeout(patience)),
         }
     }
 
