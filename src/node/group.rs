@@ -244,6 +244,12 @@ impl Office for Ties {
         self.0.upgrade().map_or_else(|| Arc::new(Members::unknown()), |node| node.roll.members())
     }
 
+    fn leaving(&self) -> bool {
+        let Some(node) = self.0.upgrade() else { return false };
+        let changed = node.core.log.memberships().last().copied();
+        node.own.role == Role::Electable && changed > Vlsn::new(node.core.apply.committed.get())
+    }
+
     fn leave(&self, newer: Term) {
         let Some(node) = self.0.upgrade() else { return };
         node.end_relay();
