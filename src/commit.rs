@@ -207,7 +207,7 @@ impl CommitGates {
     /// The most gates.
     pub const MAX: usize = 32;
 
-    /// Gates for a mastership that begins. `None` if `master` is no voter among the members.
+    /// Gates for a mastership that begins. `None` if `master` is a member and no voter.
     pub fn new(mastership: Mastership, members: &Members, master: &NodeId) -> Option<CommitGates> {
         let gates = [const { OnceLock::new() }; CommitGates::MAX];
         gates[0].get_or_init(|| Gate::new(Rule::COMMITTED, mastership.committed));

@@ -43,10 +43,15 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// The voters among the members, of which `master` leads; nobody is connected. `None` if `master` is no voter.
+    /// The voters among the members, of which `master` leads; nobody is connected. A master that is no member any more, as
+    /// its removal is yet to be committed, is not counted. `None` if `master` is a member and no voter.
     pub fn new(members: &Members, master: &NodeId) -> Option<Roster> {
-        let leader = members.find(master).filter(|member| member.is_voter())?;
-        let master = Voter { acks: Some(Positions::NONE), ..voter(leader) };
+        let acks = Some(Positions::NONE);
+        let master = match members.find(master) {
+            Some(leader) if leader.is_voter() => Voter { acks, ..voter(leader) },
+            Some(_) => return None,
+            None => Voter { id: master.clone(), counts: Counts::Not, region: String::new(), acks },
+        };
         let nobody = Roster { master, others: Vec::new(), chairs: Vec::new(), joined: 0, strays: Vec::new() };
         Some(nobody.with(members))
     }

@@ -35,10 +35,11 @@ pub(crate) trait Office: Send + Sync {
     fn log_end(&self) -> LogEnd;
     /// Whether the node could lead: its disk and engine work.
     fn able(&self) -> bool;
-    /// Whether the group may have this node for its master.
-    fn electable(&self) -> bool;
     /// The members in force.
     fn members(&self) -> Arc<Members>;
+    /// Whether the members in force are without this node by a change that it does not know to be committed. Its log may
+    /// be the only one that can win, and then it has to lead once more (Ongaro 2014, 4.2.2).
+    fn leaving(&self) -> bool;
     /// A newer term was promised: nothing of an older one may be appended or acknowledged from now on.
     fn leave(&self, newer: Term);
     /// The node won the election of this term, and leads. `false`: it could not take office.
@@ -105,6 +106,8 @@ struct Inner {
     asks: Vec<(Term, Vote)>,
     /// The worker has to tell the members that this node leads.
     announce: bool,
+    /// A promise could not be stored: the worker ends, and the node with it.
+    broken: bool,
     closed: bool,
 }
 
@@ -142,6 +145,7 @@ impl Election {
                 reason: VoteReason::PrimaryFailure,
                 asks: Vec::new(),
                 announce: false,
+                broken: false,
                 closed: false,
             }),
             runtime,
@@ -264,7 +268,12 @@ impl Election {
         let before = self.term();
         let newer = promise.term;
         let own = promise.vote.as_ref() == Some(&self.settings.own);
-        self.state.update(|state| crate::state::State { vote: promise.vote, ..state.in_term(newer) })?;
+        let stored =
+            self.state.update(|state| crate::state::State { vote: promise.vote, ..state.in_term(newer) });
+        if let Err(error) = stored {
+            inner.broken = true;
+            return Err(error);
+        }
         if newer > before {
             inner.master = None;
             let was = std::mem::replace(&mut inner.phase, Phase::Following);
@@ -424,10 +433,13 @@ impl Election {
     }
 
     /// Whether this node may stand at all.
-    fn may_stand(&self, office: &dyn Office) -> bool {
+    fn may_stand(&self, office: &dyn Office, members: &Members) -> bool {
         let state = self.state.state();
-        let counts = state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM;
-        counts && office.able() && office.electable()
+        let electable = match members.find(&self.settings.own) {
+            Some(own) => own.is_voter() && own.role == Role::Electable,
+            None => office.leaving(),
+        };
+        electable && office.able() && state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM
     }
 
     /// How long a master that is not heard is still taken to lead.

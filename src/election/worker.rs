@@ -90,6 +90,10 @@ impl Election {
     fn tick(&self, office: &Arc<dyn Office>, now: Deadline) -> Result<Deadline, StateError> {
         let mut inner = self.inner.lock();
         let timeout = self.settings.timeout;
+        if inner.broken {
+            // Says what is wrong with the file: the node has failed, whoever found out.
+            self.state.update(|state| state)?;
+        }
         if let Phase::Leading { since } = inner.phase {
             inner.ordered = None;
             let end = office.contact(now).max(since) + timeout;
@@ -102,7 +106,7 @@ impl Election {
             return Ok(now + timeout);
         }
         let members = office.members();
-        let may = self.may_stand(&**office);
+        let may = self.may_stand(&**office, &members);
         if let Some((reason, instead_of)) = inner.ordered.take()
             && may
         {
@@ -123,6 +127,10 @@ impl Election {
             return Ok(inner.due);
         }
         let term = self.term();
+        // Also by who may not stand: it would dial a dead master for ever.
+        if inner.master.take().is_some() {
+            log::warn!("{} has not heard its master for {timeout:?}", self.settings.own);
+        }
         if !may {
             inner.phase = Phase::Following;
             inner.due = self.next_due(now, &members);
@@ -131,9 +139,6 @@ impl Election {
         if let Advice::Wait(time) = self.settings.coordinator.advise(View { own: &self.settings.own, term }) {
             inner.due = now + time.max(timeout);
             return Ok(inner.due);
-        }
-        if inner.master.take().is_some() {
-            log::warn!("{} has not heard its master for {timeout:?}", self.settings.own);
         }
         let reason = std::mem::replace(&mut inner.reason, VoteReason::PrimaryFailure);
         if active(Bug::NoPreVote) {

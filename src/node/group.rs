@@ -157,15 +157,6 @@ impl Shared {
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
     }
 
-    /// Whether this node was a voter by the last list that is known to be committed. Until its removal is, the group may
-    /// need it: it may be the only one whose log is long enough (Ongaro 2014, 4.2.2).
-    fn is_voter_as_committed(&self) -> bool {
-        let committed = Vlsn::new(self.core.apply.committed.get());
-        let last = self.core.log.memberships().into_iter().rev().find(|at| Some(*at) <= committed);
-        let list = last.and_then(|at| self.core.log.payload(at).ok());
-        list.and_then(|list| Members::decode(&list).ok()).is_some_and(|list| list.is_voter(&self.own.id))
-    }
-
     pub fn poke_receive(&self) {
         if let Some(receive) = self.receive.get() {
             receive.poke();
@@ -249,14 +240,14 @@ impl Office for Ties {
         node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent
     }
 
-    fn electable(&self) -> bool {
-        let Some(node) = self.0.upgrade() else { return false };
-        node.own.role == Role::Electable
-            && (node.roll.members().is_voter(&node.own.id) || node.is_voter_as_committed())
-    }
-
     fn members(&self) -> Arc<Members> {
         self.0.upgrade().map_or_else(|| Arc::new(Members::unknown()), |node| node.roll.members())
+    }
+
+    fn leaving(&self) -> bool {
+        let Some(node) = self.0.upgrade() else { return false };
+        let changed = node.core.log.memberships().last().copied();
+        node.own.role == Role::Electable && changed > Vlsn::new(node.core.apply.committed.get())
     }
 
     fn leave(&self, newer: Term) {
