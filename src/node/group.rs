@@ -132,24 +132,13 @@ impl Shared {
 
     /// Puts the last member list of the log in force.
     pub fn reload_members(&self) {
-        for vlsn in self.core.log.memberships().into_iter().rev() {
-            let payload = match self.core.log.payload(vlsn) {
-                Ok(payload) => payload,
-                Err(error) => {
-                    self.core.poison.strike(&Stop::failed(error));
-                    return;
-                }
-            };
-            match Members::decode(&payload) {
-                Ok(members) => {
-                    self.roll.set(Arc::new(members));
-                    return;
-                }
-                Err(error) => {
-                    self.core.poison.strike(&Stop::failed(error));
-                    return;
-                }
+        if let Some(vlsn) = self.core.log.memberships().last() {
+            let payload = self.core.log.payload(*vlsn).map_err(Stop::failed);
+            match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
+                Ok(members) => self.roll.set(Arc::new(members)),
+                Err(stop) => self.core.poison.strike(&stop),
             }
+            return;
         }
         // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
         let founded = self.election.state().state().standing == Standing::Full { since: Term::NONE }

@@ -23,11 +23,14 @@ use crate::worker::{Step, Stop, Worker};
 #[derive(Default)]
 pub(super) struct Receptions(Mutex<Guests>);
 
+/// A connection, and its worker once that runs.
+type Guest = (Arc<dyn Channel>, Option<Arc<dyn Running>>);
+
 #[derive(Default)]
 struct Guests {
     closed: bool,
     next: u64,
-    live: BTreeMap<u64, (Arc<dyn Channel>, Option<Arc<dyn Running>>)>,
+    live: BTreeMap<u64, Guest>,
 }
 
 impl Receptions {
