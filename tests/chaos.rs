@@ -28,14 +28,14 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use check::{Call, Logged, Op, Told};
 use client::KvClient;
 use codec::{Act, Answer};
 use history::{History, Outcome, Seen};
 use netns::{Lab, Way, address};
-use quorate::clock::{Wait, deadline_in};
+use quorate::clock::{Stopwatch, Wait, deadline_in};
 use quorate::log::inspect::{Found, Inspector};
 use quorate::runtime::ThreadRuntime;
 use quorate::watermark::rest;
@@ -202,7 +202,7 @@ impl Group {
 
     /// Waits until every node has applied all that the master has.
     fn settle(&self) {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         loop {
             let answers = self.ask();
             let whole: Vec<&NodeStatus> = answers.iter().flatten().collect();
@@ -249,7 +249,7 @@ impl Group {
 
 /// What the clients share.
 struct Load {
-    began: Instant,
+    began: Stopwatch,
     stopped: AtomicBool,
     history: Mutex<Vec<(usize, Op)>>,
     /// When the latest write that is committed began.
@@ -365,7 +365,7 @@ fn lives(count: usize) {
     let seed = from_environment("QUORATE_SEED", u64::from(std::process::id()) + count as u64);
     eprintln!("{count} nodes, {cycles} faults, QUORATE_SEED={seed}");
     let load = Load {
-        began: Instant::now(),
+        began: Stopwatch::start(),
         stopped: AtomicBool::new(false),
         history: Mutex::default(),
         written: Watermark::new(0),
