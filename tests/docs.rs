@@ -163,7 +163,7 @@ fn names_a_test(text: &str) -> bool {
 fn every_test_that_the_pages_name_exists() {
     let tests = tests();
     assert!(tests.len() > 200, "only {} tests were found", tests.len());
-    for name in ["invariants.md", "testing.md"] {
+    for name in ["invariants.md", "testing.md", "guarantees.md"] {
         let named: Vec<String> = quoted(&page(name)).into_iter().filter(|text| names_a_test(text)).collect();
         assert!(named.len() > 20, "{name} names {} tests", named.len());
         let missing: Vec<&String> = named

@@ -533,3 +533,34 @@ fn a_replicas_hello_before_there_is_a_master_is_answered_by_name() {
         other => panic!("{other:?}"),
     }
 }
+
+#[cfg(feature = "planted")]
+mod planted_bugs {
+    use quorate::planted::{Bug, plant};
+
+    use super::*;
+
+    #[test]
+    fn the_planted_bug_leads_on_pre_votes_alone() {
+        let (stage, b, _c) = candidate(20);
+        b.says(|term, asked| {
+            let why = (asked.round == Round::Real).then_some(WhyNot::LogBehind);
+            (own_term(term, asked), reply("n2", asked, why))
+        });
+        stage.run(TIMEOUT * 20);
+        assert_eq!(stage.node(0).leads(), None);
+        plant(Some(Bug::PreVoteTakenForVote));
+        let found = stage.sim.run_until(|| stage.node(0).leads().is_some(), TIMEOUT * 20);
+        plant(None);
+        assert!(found);
+    }
+
+    #[test]
+    fn the_planted_bug_drives_the_term_up() {
+        let (stage, _b, _c) = candidate(21);
+        plant(Some(Bug::NoPreVote));
+        stage.run(TIMEOUT * 20);
+        plant(None);
+        assert!(stage.node(0).term() > t(3), "term {}", stage.node(0).term());
+    }
+}

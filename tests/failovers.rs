@@ -20,7 +20,7 @@ use quorate::{
     Answer, Change, ChangeRefused, CommitError, Event, Outcome, Part, Policy, ReadError, Standing,
     TokenError, TransferError, WriteRefused,
 };
-use stage::{BEAT, Stage, TIMEOUT};
+use stage::{Stage, TIMEOUT};
 
 /// What is cut, and where it is saved.
 type Cuts = Arc<Mutex<Vec<(VlsnRange, Option<PathBuf>)>>>;
@@ -454,5 +454,34 @@ fn a_transfer_says_who_took_over_and_does_not_claim_what_it_does_not_know() {
     stage.until("the transfer to end", || handover.outcome().is_some());
     assert_eq!(handover.outcome(), Some(Ok(())));
     assert_eq!(stage.node(others(at)[1]).part(), Part::Master);
-    assert!(BEAT < TIMEOUT);
+}
+
+#[test]
+fn a_master_of_priority_0_gives_way() {
+    let mut stage = Stage::new(13, &["n1", "n2", "n3"]);
+    stage.actors[0].config.priority = 0;
+    (0..3).for_each(|at| stage.create(at));
+    stage.settle();
+    let term = stage.node(0).term();
+    assert!(stage.node(0).promote(term));
+    stage.until("it to lead", || stage.node(0).leads().is_some());
+    stage.until("another to lead", || stage.leader_of(&[1, 2]).is_some() && stage.node(0).leads().is_none());
+    stage.settle();
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn the_planted_bug_calls_a_lost_write_committed() {
+    let stage = Stage::group(14, &["n1", "n2", "n3"]);
+    let old = stage.master();
+    stage.isolate(old);
+    let lost = stage.append(old, b"lost", Policy::Async).token;
+    stage.write_among(&others(old), b"after");
+    stage.sim.net().heal();
+    same(&stage);
+    stage.all_say(&lost, Answer::RolledBack);
+    quorate::planted::plant(Some(quorate::planted::Bug::TokenComparesVlsnOnly));
+    let told = stage.node(old).ask(&lost);
+    quorate::planted::plant(None);
+    assert_eq!(told, Answer::Committed);
 }

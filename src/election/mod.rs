@@ -35,6 +35,8 @@ pub(crate) trait Office: Send + Sync {
     fn log_end(&self) -> LogEnd;
     /// Whether the node could lead: its disk and engine work.
     fn able(&self) -> bool;
+    /// Whether the group may have this node for its master.
+    fn electable(&self) -> bool;
     /// The members in force.
     fn members(&self) -> Arc<Members>;
     /// A newer term was promised: nothing of an older one may be appended or acknowledged from now on.
@@ -422,11 +424,10 @@ impl Election {
     }
 
     /// Whether this node may stand at all.
-    fn may_stand(&self, office: &dyn Office, members: &Members) -> bool {
+    fn may_stand(&self, office: &dyn Office) -> bool {
         let state = self.state.state();
-        let electable =
-            members.find(&self.settings.own).is_some_and(|own| own.is_voter() && own.role == Role::Electable);
-        electable && office.able() && state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM
+        let counts = state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM;
+        counts && office.able() && office.electable()
     }
 
     /// How long a master that is not heard is still taken to lead.

@@ -102,7 +102,7 @@ impl Election {
             return Ok(now + timeout);
         }
         let members = office.members();
-        let may = self.may_stand(&**office, &members);
+        let may = self.may_stand(&**office);
         if let Some((reason, instead_of)) = inner.ordered.take()
             && may
         {

@@ -154,6 +154,14 @@ impl FeederAcks {
             self.hub.told_of(header.term);
             return Err(FeedError::Fenced(header.term));
         }
+        // Whoever was welcomed has entered our term, and speaks in it.
+        if header.term < self.hub.term() && !matches!(self.stage, Stage::Hello) {
+            // It is told the newer term, unless the sending half numbers the frames by now: its every frame says so.
+            if !matches!(self.stage, Stage::Stream { .. }) {
+                self.send(&Message::Fence)?;
+            }
+            return Err(FeedError::PastTerm { found: header.term, ours: self.hub.term() });
+        }
         match (&self.stage, message) {
             (_, Message::Bye(bye)) => Err(FeedError::Goodbye(bye.reason)),
             (Stage::Hello, Message::Hello(hello)) => self.greet(hello),

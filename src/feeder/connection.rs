@@ -102,6 +102,14 @@ pub enum FeedError {
     /// It knows a newer term: this master is deposed.
     #[error("the replica follows a newer term, {0}")]
     Fenced(crate::ids::Term),
+    /// It speaks in a term that is over, though it was welcomed in a newer one.
+    #[error("the replica speaks in term {found}, and was welcomed in term {ours}")]
+    PastTerm {
+        /// Its term.
+        found: crate::ids::Term,
+        /// Ours.
+        ours: crate::ids::Term,
+    },
     /// It claims a term that no group reaches.
     #[error("the replica claims term {0}, which no group reaches")]
     AbsurdTerm(crate::ids::Term),

@@ -157,6 +157,15 @@ impl Shared {
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
     }
 
+    /// Whether this node was a voter by the last list that is known to be committed. Until its removal is, the group may
+    /// need it: it may be the only one whose log is long enough (Ongaro 2014, 4.2.2).
+    fn is_voter_as_committed(&self) -> bool {
+        let committed = Vlsn::new(self.core.apply.committed.get());
+        let last = self.core.log.memberships().into_iter().rev().find(|at| Some(*at) <= committed);
+        let list = last.and_then(|at| self.core.log.payload(at).ok());
+        list.and_then(|list| Members::decode(&list).ok()).is_some_and(|list| list.is_voter(&self.own.id))
+    }
+
     pub fn poke_receive(&self) {
         if let Some(receive) = self.receive.get() {
             receive.poke();
@@ -238,6 +247,12 @@ impl Office for Ties {
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent
+    }
+
+    fn electable(&self) -> bool {
+        let Some(node) = self.0.upgrade() else { return false };
+        node.own.role == Role::Electable
+            && (node.roll.members().is_voter(&node.own.id) || node.is_voter_as_committed())
     }
 
     fn members(&self) -> Arc<Members> {

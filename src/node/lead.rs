@@ -12,7 +12,7 @@ use crate::feeder::{Committing, Feeders, Others};
 use crate::histogram::Histogram;
 use crate::ids::{NodeId, Position, Term, Vlsn};
 use crate::log::{AppendError, FlushError};
-use crate::members::{Health, Roll};
+use crate::members::{Health, Member, Members, Roll};
 use crate::node::core::{Core, NodeError};
 use crate::node::source::NodeSource;
 use crate::policy::{Level, Outcome, Policy, Token};
@@ -92,6 +92,18 @@ pub(super) fn open_term(core: &Core, term: Term) -> Result<Opening, AppendError>
     Ok(Opening { term, start })
 }
 
+/// The gates of a master, which is no voter any more if its own removal is still to be committed.
+fn gates_of(mastership: Mastership, members: &Members, own: &NodeId) -> Option<CommitGates> {
+    if let Some(gates) = CommitGates::new(mastership, members, own) {
+        return Some(gates);
+    }
+    let mut list: Vec<Member> = members.iter().filter(|member| member.id != *own).cloned().collect();
+    list.push(Member::electable(own.clone()));
+    let gates = CommitGates::new(mastership, &Members::new(list).ok()?, own)?;
+    gates.set_members(members);
+    Some(gates)
+}
+
 /// A mastership. Any thread may call any method.
 pub(super) struct Lead {
     core: Arc<Core>,
@@ -110,7 +122,7 @@ impl Lead {
         let Opening { term, start } = *opening;
         let committed = Vlsn::new(core.apply.committed.get());
         let mastership = Mastership { group: core.config.group, term, term_start: start, committed };
-        let gates = CommitGates::new(mastership, &roll.members(), own);
+        let gates = gates_of(mastership, &roll.members(), own);
         let gates = gates.ok_or_else(|| NodeError::NotElectable(own.clone()))?;
         let source = Arc::new(NodeSource::new(core.log.clone(), Arc::clone(&core.apply)));
         let poison = Arc::clone(&core.poison);

@@ -640,6 +640,8 @@ impl Cluster {
         let Some((leads, members)) = self.master().map(|(at, master)| (at, master.members())) else { return };
         let gone = self.places.iter().position(|place| members.find(&id(&place.name)).is_none());
         match gone {
+            // An operator wipes a directory only when the removal is committed: until then it may be needed.
+            Some(_) if !self.is_settled(leads) => {}
             Some(at) => {
                 if !self.held.contains(&at) {
                     self.wipe(at);
@@ -743,8 +745,17 @@ impl Cluster {
         self.history.check().map_err(|flaw| format!("not linearizable: {flaw}"))
     }
 
+    /// Whether the last change of members is committed, as far as this node knows.
+    fn is_settled(&self, at: usize) -> bool {
+        let node = self.places[at].up.as_ref();
+        node.is_some_and(|node| node.committed() >= node.log().memberships().last().copied())
+    }
+
     fn is_removed(&self, at: usize) -> bool {
         let name = id(&self.places[at].name);
+        if self.master().is_none_or(|(leads, _)| !self.is_settled(leads)) {
+            return false;
+        }
         let gone = self.master().is_some_and(|(_, master)| master.members().find(&name).is_none());
         gone && self.places[at].up.as_ref().is_some_and(|node| node.members().iter().count() > 0)
     }
