@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use quorate::clock::Stopwatch;
 
 const GROUP: &str = "6a1f4c0e9b7d4e25a3c8d10f52b6e7f3";
 
@@ -131,8 +133,8 @@ impl Group {
         json(&["status", "--config", &self.config()])
     }
 
-    fn until(&self, what: &str, holds: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-        let began = Instant::now();
+    fn until(&self, what: &str, mut holds: impl FnMut(&serde_json::Value) -> bool) -> serde_json::Value {
+        let began = Stopwatch::start();
         loop {
             let status = self.status();
             if holds(&status) {
@@ -248,13 +250,13 @@ fn a_write_whose_answer_does_not_come_is_unknown_and_can_be_asked_after() {
     }
     assert_eq!(output.status.code(), Some(3), "{said}");
     let token = said.lines().find_map(|line| line.strip_prefix("ask later: quorate kv ask ")).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let began = Stopwatch::start();
     let committed = loop {
         let output = quorate(&["kv", "ask", "--config", &config, token]);
         match output.status.code() {
             Some(0) => break true,
             Some(1) if text(&output.stderr).contains("rolled back") => break false,
-            _ => assert!(Instant::now() < deadline, "{}", text(&output.stderr)),
+            _ => assert!(began.elapsed() < Duration::from_secs(60), "{}", text(&output.stderr)),
         }
     };
     let found = exits(0, &["kv", "get", "--config", &config, "k"]);
@@ -410,10 +412,13 @@ fn values_come_from_standard_input_and_go_out_as_they_are() {
 #[test]
 fn a_node_says_where_it_listens_and_what_becomes_of_it() {
     let group = Group::start(&[""]);
-    group.master();
-    let said = fs::read_to_string(group.output(0)).unwrap();
+    let mut said = String::new();
+    // It is told a moment after it is so.
+    group.until("word of the mastership", |_| {
+        said = fs::read_to_string(group.output(0)).unwrap();
+        said.contains("master in term ")
+    });
     assert!(said.contains(&format!("n1 listens at tcp://{}\n", group.at(0))), "{said}");
-    assert!(said.contains("master in term "), "{said}");
 }
 
 #[test]
