@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 use quorate::clock::{Clock, Deadline};
 use quorate::sim::{Act, DiskFaults, FaultCounts, Nemesis, NetConfig, Pace, Rng, SimNode, Simulation};
 use quorate::{
-    Address, Admission, Change, Config, GroupId, Host, Member, Members, Node, NodeConfig, NodeError, NodeId,
-    Role, Standing, Term, Token,
+    Address, Change, Config, GroupId, Host, Member, Members, Node, NodeConfig, NodeError, NodeId, Role, Term,
+    Token,
 };
 
 pub use self::history::Tally;
@@ -419,19 +419,25 @@ impl Cluster {
         self.count("joined");
     }
 
-    /// Has the master remove a member, if enough are left.
+    /// Has the master remove a member, if those who are left hold what they acknowledged and are enough.
     fn remove(&mut self) {
         let at = self.rng.index(self.places.len());
         let Some((_, master)) = self.master() else { return };
         let members = master.members();
         let name = id(&self.places[at].name);
-        if members.voters().count() < 3 || members.find(&name).is_none() {
+        let left = || members.iter().filter(|member| member.id != name);
+        let counts = |member: &Member| self.node_of(member).is_some_and(|node| node.standing().counts());
+        if members.voters().count() < 3 || members.find(&name).is_none() || !left().all(counts) {
             return;
         }
         if let Ok(ticket) = master.change(&Change::Remove(name)) {
             self.leaving.push((ticket.token, at));
             self.count("removals");
         }
+    }
+
+    fn node_of(&self, member: &Member) -> Option<&Node> {
+        self.places.iter().find(|place| id(&place.name) == member.id)?.node.as_ref()
     }
 
     /// A node that was removed for certain is shut down and wiped, and may join again later.
@@ -455,19 +461,20 @@ impl Cluster {
         }
     }
 
-    /// A member loses its directory, while all others are known to hold what they acknowledged.
+    /// A member loses its directory, while all others have all that there is: what two nodes with data and an arbiter hold
+    /// does not survive the loss of two directories, nor of the one that has more than the other.
     fn wipe_one(&mut self) {
         let at = self.rng.index(self.places.len());
         let name = id(&self.places[at].name);
         let Some((_, master)) = self.master() else { return };
-        let members = master.members();
-        let sound = |member: &Member| {
-            let place = self.places.iter().position(|place| id(&place.name) == member.id);
-            let node = place.and_then(|place| self.node(place));
-            member.admission == Admission::Full
-                && node.is_some_and(|node| matches!(node.standing(), Standing::Full { .. }))
+        let (members, last) = (master.members(), master.last());
+        let has_all = |member: &Member| {
+            self.node_of(member).is_some_and(|node| {
+                let has = || node.positions().durable == last.map(|last| last.vlsn) && node.last() == last;
+                node.standing().counts() && (member.role == Role::Arbiter || has())
+            })
         };
-        if members.find(&name).is_none() || !members.iter().all(sound) || members.voters().count() < 3 {
+        if members.find(&name).is_none() || !members.iter().all(has_all) || members.voters().count() < 3 {
             return;
         }
         self.wipe(at);
