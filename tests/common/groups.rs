@@ -404,7 +404,7 @@ impl Cluster {
             Some(10) => self.wipe_one(),
             Some(11) => {
                 // Mostly who leads: his is the pause that matters.
-                let at = self.master().map(|(at, _)| at).filter(|_| some % 2 == 0).unwrap_or(some);
+                let at = self.master().map(|(at, _)| at).filter(|_| some.is_multiple_of(2)).unwrap_or(some);
                 self.places[at].sim.pause(until - now);
                 self.count("paused");
             }
