@@ -73,10 +73,15 @@
 //! nothing committed. An outcome never says more than what happened: every error after an append carries a [`Token`]
 //! that can be asked later. Bad bytes from a peer end that one connection with a named error.
 //!
+//! # Groups that run themselves
+//!
+//! A [`Node`] elects its master together with the others, follows it, and takes its place when it is lost. A [`Master`] and
+//! a [`Replica`] have a fixed part each, for an embedder that chooses the master itself.
+//!
 //! # What is not there yet
 //!
-//! A group has one fixed master: elections, changes of membership, snapshots, encryption and authentication are yet to
-//! come. A semi-sync or async write says [`Outcome::Acked`] or [`Outcome::Degraded`], and may be lost with the master.
+//! Snapshots, encryption and authentication are yet to come. A semi-sync or async write says [`Outcome::Acked`] or
+//! [`Outcome::Degraded`], and may be lost with the master.
 //!
 //! # Features
 //!

@@ -580,7 +580,7 @@ fn an_ack_for_what_was_not_sent_yet_ends_the_connection_and_not_the_master() {
     let group = Group::new(&["m", "a", "g"]);
     let book = Arc::<Book>::default();
     let mut config = group.config("m");
-    config.peer_timeout = std::time::Duration::from_millis(400);
+    config.peer_timeout = std::time::Duration::from_secs(10);
     let master = group.open_master(config, &book);
     let (here, there) = channel::local::pair("deaf");
     let full = Arc::new(Watermark::new(0));

@@ -192,7 +192,9 @@ fn two_that_name_each_other_and_one_that_names_the_dead_end_with_the_wait() {
         let mut client = client(&[&first]);
         let (began, wait) = (Stopwatch::start(), Wait::Until(deadline_in(Duration::from_millis(200))));
         let error = client.to_master(GROUP, Order::Status, wait).unwrap_err();
-        assert!(matches!(error, ClientError::NoMaster { .. }), "{error}");
+        // The wait may end while one of them is being asked.
+        let ended = matches!(error, ClientError::NoMaster { .. } | ClientError::Unanswered { .. });
+        assert!(ended, "{error}");
         assert!(began.elapsed() >= Duration::from_millis(150));
     }
     // Pauses bound how often they were asked.

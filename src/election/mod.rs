@@ -1,7 +1,7 @@
 //! Elections: who leads, found out by votes.
 //!
 //! One worker, "election", keeps the timers of a node and counts votes; whoever receives a vote, an announcement or a
-//! newer term tells [`Election`], which decides by [`crate::ballot`] and makes every promise durable before anybody hears of
+//! newer term tells `Election`, which decides by [`crate::ballot`] and makes every promise durable before anybody hears of
 //! it. Calls to other nodes are short-lived workers. Pre-votes and check-quorum are Raft's (Ongaro 2014, 4.2.3 and 9.6).
 
 pub(crate) mod ask;

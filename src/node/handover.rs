@@ -307,9 +307,23 @@ impl Shared {
             order: Order::Change(Change::Add(self.own.clone())),
         });
         let own = self.own.id.clone();
+        let following = self.following.get().map(Arc::downgrade);
+        let receive = self.receive.get().map(Arc::downgrade);
         let on_answer: OnAnswer = Box::new(move |_, message, _| {
-            if let Message::ControlReply(ControlReply::Refused(why)) = message {
-                log::warn!("{own} was not taken into the group: {why}");
+            match message {
+                Message::ControlReply(ControlReply::Refused(why)) => {
+                    log::warn!("{own} was not taken into the group: {why}");
+                }
+                // It need not wait for the next attempt.
+                Message::ControlReply(ControlReply::Done(_)) => {
+                    if let Some(following) = following.as_ref().and_then(std::sync::Weak::upgrade) {
+                        following.hurry();
+                    }
+                    if let Some(receive) = receive.as_ref().and_then(std::sync::Weak::upgrade) {
+                        receive.poke();
+                    }
+                }
+                _ => {}
             }
             Next::Done
         });
