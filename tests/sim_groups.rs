@@ -111,6 +111,24 @@ fn two_nodes_and_an_arbiter_lose_nothing() {
 }
 
 #[test]
+fn a_network_so_slow_that_candidates_meet_makes_one_master_a_term() {
+    let met = campaign("slow network", || Plan::slow_network(5), 15);
+    must_have_met("slow network", &met, &["committed", "demoted", "isolated"]);
+}
+
+#[test]
+fn nodes_that_were_cut_off_come_back_and_depose_nobody() {
+    let met = campaign("steady", || Plan::steady(3), 15);
+    must_have_met("steady", &met, &["committed", "isolated"]);
+}
+
+#[test]
+fn secondaries_fed_by_a_replica_get_what_is_committed_and_nothing_else() {
+    let met = campaign("cascade", Plan::cascade, 15);
+    must_have_met("cascade", &met, &["committed", "isolated", "transfers"]);
+}
+
+#[test]
 fn members_that_come_and_go_lose_nothing() {
     let met = campaign("membership", Plan::membership, 15);
     must_have_met("membership", &met, &["committed", "joined", "removed", "wiped", "transfers"]);

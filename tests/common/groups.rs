@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 use quorate::clock::{Clock, Deadline};
 use quorate::sim::{Act, DiskFaults, FaultCounts, Nemesis, NetConfig, Pace, Rng, SimNode, Simulation};
 use quorate::{
-    Address, Change, Config, GroupId, Host, Member, Members, Node, NodeConfig, NodeError, NodeId, Role, Term,
-    Token,
+    Address, Change, Config, GroupId, Host, Member, Members, Node, NodeConfig, NodeError, NodeId, Part, Role,
+    Term, Token,
 };
 
 pub use self::history::Tally;
@@ -73,6 +73,10 @@ struct Place {
     /// In its present life: how far it was committed, and what it was last in.
     committed: u64,
     term: Term,
+    /// The member lists that were in force in its present life.
+    lists: Vec<Arc<Members>>,
+    /// How far it was committed when it last did not lead.
+    before_office: u64,
 }
 
 /// What is on record, to be held against what comes.
@@ -115,20 +119,26 @@ impl Cluster {
         let sim = Simulation::new(seed);
         sim.net().configure(plan.net.clone());
         sim.set_pace(plan.pace.clone());
-        let count = plan.founders + plan.arbiters + plan.spares;
+        let (arbiters, secondaries) =
+            (plan.founders + plan.arbiters, plan.founders + plan.arbiters + plan.secondaries);
+        let count = secondaries + plan.spares;
         let sim_start = sim.clock().now();
         let place = |at: usize| {
             let name = format!("n{}", at + 1);
             let sim = sim.node(&name);
             let disk = plan.first_disk.as_ref().filter(|_| at == 0).unwrap_or(&plan.disks);
             sim.disk().set_faults(disk.clone());
-            let arbiter = (plan.founders..plan.founders + plan.arbiters).contains(&at);
+            let role = match at {
+                _ if (plan.founders..arbiters).contains(&at) => Role::Arbiter,
+                _ if (arbiters..secondaries).contains(&at) => Role::Secondary,
+                _ => Role::Electable,
+            };
             Place {
                 sim,
                 name,
-                role: if arbiter { Role::Arbiter } else { Role::Electable },
+                role,
                 founder: at < plan.founders,
-                wanted: at < plan.founders + plan.arbiters,
+                wanted: at < secondaries,
                 held: false,
                 node: None,
                 since: sim_start,
@@ -139,6 +149,8 @@ impl Cluster {
                 spans: BTreeSet::new(),
                 committed: 0,
                 term: Term::NONE,
+                lists: Vec::new(),
+                before_office: 0,
             }
         };
         let places: Vec<Place> = (0..count).map(place).collect();
@@ -191,6 +203,9 @@ impl Cluster {
         (base.lazy_flush, base.heartbeat, base.peer_timeout) = (ms(10), ms(10), ms(100));
         (base.handshake_timeout, base.checkpoint_every) = (ms(100), ms(15));
         (base.backoff_min, base.backoff_max) = (ms(1), ms(20));
+        if place.role == Role::Secondary {
+            base.upstream = Some(address("n2"));
+        }
         let mut config = NodeConfig::new(base);
         config.role = place.role;
         config.election_timeout = ms(60);
@@ -231,6 +246,8 @@ impl Cluster {
                 place.life += 1;
                 place.since = now;
                 place.spans.clear();
+                place.lists.clear();
+                place.before_office = 0;
                 (place.committed, place.term) = (0, Term::NONE);
                 place.node = Some(node);
                 Ok(())
@@ -335,6 +352,7 @@ impl Cluster {
         let some = self.rng.index(self.places.len());
         let count = self.places.len();
         match kind {
+            Some(0) if self.plan.steady && !self.may_be_spared(some) => {}
             Some(0) => {
                 let ways = self.rng.below(3);
                 for other in (0..count).filter(|other| *other != some) {
@@ -413,6 +431,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether the group is so well without this node that its master has to stay.
+    fn may_be_spared(&self, at: usize) -> bool {
+        let all_follow = self.up().all(|(_, node)| matches!(node.part(), Part::Master | Part::Replica));
+        let leads = self.master().is_none_or(|(master, _)| master == at);
+        all_follow && !leads && self.blocked.is_empty()
+    }
+
     fn add(&mut self) {
         let Some(at) = self.places.iter().position(|place| !place.wanted) else { return };
         self.places[at].wanted = true;
@@ -427,7 +452,10 @@ impl Cluster {
         let name = id(&self.places[at].name);
         let left = || members.iter().filter(|member| member.id != name);
         let counts = |member: &Member| self.node_of(member).is_some_and(|node| node.standing().counts());
-        if members.voters().count() < 3 || members.find(&name).is_none() || !left().all(counts) {
+        if members.voters().count() < 3
+            || members.find(&name).is_none()
+            || !left().all(|member| member.role == Role::Secondary || counts(member))
+        {
             return;
         }
         if let Ok(ticket) = master.change(&Change::Remove(name)) {
@@ -461,8 +489,8 @@ impl Cluster {
         }
     }
 
-    /// A member loses its directory, while all others have all that there is: what two nodes with data and an arbiter hold
-    /// does not survive the loss of two directories, nor of the one that has more than the other.
+    /// A member loses its directory, while all others are known to hold what they acknowledged. Beside an arbiter they have
+    /// to have all that there is: what one node with data and an arbiter hold does not survive the loss of that node's.
     fn wipe_one(&mut self) {
         let at = self.rng.index(self.places.len());
         let name = id(&self.places[at].name);
@@ -471,7 +499,7 @@ impl Cluster {
         let has_all = |member: &Member| {
             self.node_of(member).is_some_and(|node| {
                 let has = || node.positions().durable == last.map(|last| last.vlsn) && node.last() == last;
-                node.standing().counts() && (member.role == Role::Arbiter || has())
+                node.standing().counts() && (self.plan.arbiters == 0 || member.role == Role::Arbiter || has())
             })
         };
         if members.find(&name).is_none() || !members.iter().all(has_all) || members.voters().count() < 3 {

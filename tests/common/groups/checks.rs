@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorate::log::Log;
-use quorate::{Answer, EntryKind, Part, Role, Stats, Term, Token, Vlsn};
+use quorate::{Answer, EntryKind, Member, Members, Part, Role, Stats, Term, Token, Vlsn};
 
 use super::history::Flaw;
 use super::store::Truth;
@@ -27,9 +27,11 @@ impl Cluster {
         }
         for at in 0..self.places.len() {
             let Some(node) = self.places[at].node.take() else { continue };
+            let before = self.places[at].committed;
             let checked = self.check_node(at, &node);
             self.places[at].node = Some(node);
             checked?;
+            self.check_mastership(at, before)?;
         }
         Ok(())
     }
@@ -81,6 +83,9 @@ impl Cluster {
         if node.part() != Part::Master && node.poisoned().is_none() {
             return Err(format!("{name} leads term {leads} and says that it is {:?}", node.part()));
         }
+        if self.plan.steady && self.record.masters.keys().any(|term| *term < leads.get()) {
+            return Err(format!("{name} leads term {leads}, though nothing happened to the master before"));
+        }
         let first = self.record.masters.entry(leads.get()).or_insert_with(|| name.clone());
         if first != name {
             return Err(format!("{first} and {name} both lead in term {leads}"));
@@ -98,6 +103,77 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// What a master commits is on a majority of disks, and of its own term; members change one at a time.
+    fn check_mastership(&mut self, at: usize, before: u64) -> Result<(), Violation> {
+        let place = &self.places[at];
+        let Some(node) = place.node.as_ref().filter(|_| place.role != Role::Arbiter) else { return Ok(()) };
+        let (committed, members) = (node.committed().map_or(0, Vlsn::get), node.members());
+        let Some(leads) = node.leads() else {
+            let place = &mut self.places[at];
+            place.before_office = committed;
+            // Who stands goes by the list that it has by then.
+            place.lists = vec![members];
+            return Ok(());
+        };
+        let name = &place.name;
+        let history = node.log().term_history();
+        let Some(start) = history.iter().find(|span| span.term == leads).map(|span| span.first.get()) else {
+            return Err(format!("{name} leads term {leads} and has no entry of it"));
+        };
+        let orders = self.plan.extra.transfer + self.plan.extra.promote > 0;
+        if committed < start && committed > place.before_office && !orders {
+            return Err(format!(
+                "{name} committed {committed} of an earlier term: its own, {leads}, begins at {start}"
+            ));
+        }
+        let pending: Vec<u64> = node
+            .log()
+            .memberships()
+            .into_iter()
+            .map(Vlsn::get)
+            .filter(|vlsn| *vlsn > committed.max(start))
+            .collect();
+        let founding = node.log().memberships().first().is_some_and(|first| pending.contains(&first.get()));
+        if pending.len() > 1 || (pending.len() == 1 && committed < start && !founding) {
+            return Err(format!(
+                "{name} changes members at {pending:?}, with {committed} committed, since {start}"
+            ));
+        }
+        let place = &mut self.places[at];
+        if place.lists.last() != Some(&members) {
+            place.lists.push(members);
+        }
+        if committed > before && committed >= start {
+            self.check_majority(at, committed)?;
+        }
+        Ok(())
+    }
+
+    /// By one of the lists that were in force, a majority of the voters may have this entry of a master on its disk.
+    fn check_majority(&self, at: usize, vlsn: u64) -> Result<(), Violation> {
+        let Some(master) = self.node(at) else { return Ok(()) };
+        let term = term_at(master.log(), vlsn);
+        let has = |member: &Member| {
+            let Some(place) = self.places.iter().find(|place| id(&place.name) == member.id) else {
+                return false;
+            };
+            // Of one that is down, or has lost its directory, it is not known.
+            let Some(node) = place.node.as_ref().filter(|node| node.standing().counts()) else {
+                return place.node.is_none() || place.generation > 0;
+            };
+            let flushed = || node.log().life().flushed.get() >= vlsn && term_at(node.log(), vlsn) == term;
+            place.role == Role::Arbiter || flushed()
+        };
+        let holds = |members: &Members| {
+            2 * members.voters().filter(|member| has(member)).count() > members.voters().count()
+        };
+        let place = &self.places[at];
+        if place.lists.iter().any(|members| holds(members)) {
+            return Ok(());
+        }
+        Err(format!("{} has VLSN {vlsn} committed, which no majority has:\n{}", place.name, self.describe()))
     }
 
     /// A client was told that an entry is committed: by a term of whose master this is known, or by any so far.
@@ -140,7 +216,9 @@ impl Cluster {
                 return false;
             };
             let Some(node) = &place.node else { return false };
-            let settled = member.is_voter() && node.standing().counts() && node.term() == master.term();
+            // The master does not see who is fed by others, and does not promote him.
+            let counts = member.role == Role::Secondary || member.is_voter() && node.standing().counts();
+            let settled = counts && node.term() == master.term();
             let has_all = || node.last() == Some(last) && place.store.lock().applied == last.vlsn.get();
             settled && (member.role == Role::Arbiter || has_all())
         }) && self.leaving.is_empty()

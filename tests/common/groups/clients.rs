@@ -78,7 +78,11 @@ impl Cluster {
             _ => Call::Delete,
         };
         // Mostly who leads, as far as anybody can tell; sometimes anybody.
-        let leads = self.master().map(|(at, _)| at).filter(|_| self.rng.clone().chance(0.9));
+        let leading: Vec<usize> =
+            self.up().filter(|(_, node)| node.leads().is_some()).map(|(at, _)| at).collect();
+        // Two may hold themselves for master, of whom one is stale.
+        let any = self.rng.index(leading.len());
+        let leads = leading.get(any).copied().filter(|_| self.rng.chance(0.9));
         let at = leads.unwrap_or_else(|| self.rng.index(self.places.len()));
         let Some(node) = self.node(at) else { return };
         let now = self.now();

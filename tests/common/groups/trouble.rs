@@ -59,6 +59,8 @@ pub struct Plan {
     pub founders: usize,
     /// How many arbiters join it.
     pub arbiters: usize,
+    /// How many secondaries join it, fed by the second founder.
+    pub secondaries: usize,
     /// How many more nodes there are, to join later.
     pub spares: usize,
     pub clients: usize,
@@ -72,6 +74,8 @@ pub struct Plan {
     pub first_disk: Option<DiskFaults>,
     pub pace: Pace,
     pub time: Duration,
+    /// Nothing happens to a master, so the first has to stay.
+    pub steady: bool,
 }
 
 const fn ms(millis: u64) -> Duration {
@@ -84,6 +88,7 @@ impl Plan {
         Plan {
             founders,
             arbiters: 0,
+            secondaries: 0,
             spares: 0,
             clients: 4,
             nemesis: NemesisPlan { every: Duration::from_secs(3600), ..NemesisPlan::default() },
@@ -94,7 +99,31 @@ impl Plan {
             first_disk: None,
             pace: Pace::default(),
             time: ms(1500),
+            steady: false,
         }
+    }
+
+    /// A master to which nothing happens, while others are cut off from everybody and come back.
+    pub fn steady(founders: usize) -> Plan {
+        let extra = Extra { isolate: 1, ..Extra::default() };
+        let pace = Pace { stall: 0.0, ..Pace::default() };
+        Plan { extra, extra_every: ms(400), steady: true, pace, time: ms(3000), ..Plan::calm(founders) }
+    }
+
+    /// A network so slow that candidates meet, and masters that are told to go.
+    pub fn slow_network(founders: usize) -> Plan {
+        let net =
+            NetConfig { min_delay: ms(1), max_delay: ms(8), dial_failure: 0.05, ..NetConfig::default() };
+        let extra = Extra { demote: 4, isolate: 2, blackout: 1, ..Extra::default() };
+        let nemesis = NemesisPlan { every: ms(300), lasts: ms(150), ..NemesisPlan::default() };
+        Plan { net, extra, extra_every: ms(200), nemesis, time: ms(3000), ..Plan::calm(founders) }
+    }
+
+    /// A secondary that is fed by a replica, under crashes and partitions.
+    pub fn cascade() -> Plan {
+        let extra = Extra { isolate: 2, transfer: 1, demote: 1, ..Extra::default() };
+        let nemesis = NemesisPlan { every: ms(200), lasts: ms(200), ..NemesisPlan::default() };
+        Plan { secondaries: 2, nemesis, extra, extra_every: ms(200), ..Plan::calm(3) }
     }
 
     /// Crashes, kills and resets; now and then all lose power at once.
@@ -186,6 +215,7 @@ impl Plan {
         let pace = Pace { stall: 0.001, max_stall: ms(150), ..Pace::default() };
         Plan {
             arbiters: 1,
+            secondaries: 1,
             spares: 1,
             nemesis,
             extra,
