@@ -453,7 +453,8 @@ impl CommitGates {
         let mut agreed = [0_u64; CommitGates::MAX];
         {
             let mut roster = self.roster.lock();
-            if !change(&mut roster) {
+            // What comes after the end may speak of another life of the log.
+            if self.ended.get().is_some() || !change(&mut roster) {
                 return false;
             }
             for (slot, gate) in agreed.iter_mut().zip(self.existing()) {

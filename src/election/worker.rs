@@ -90,6 +90,9 @@ impl Election {
     fn tick(&self, office: &Arc<dyn Office>, now: Deadline) -> Result<Deadline, StateError> {
         let mut inner = self.inner.lock();
         let timeout = self.settings.timeout;
+        if inner.closed {
+            return Ok(Deadline::NEVER);
+        }
         if inner.broken {
             // Says what is wrong with the file: the node has failed, whoever found out.
             self.state.update(|state| state)?;

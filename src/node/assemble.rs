@@ -79,6 +79,7 @@ impl Node {
             fed_by: config.base.upstream.clone(),
             founders: founders(&config.base.members, &own),
             roll: Arc::new(Roll::new(Members::unknown())),
+            rolls: Mutex::default(),
             election: Arc::clone(&election),
             acks: Arc::clone(&acks),
             following: std::sync::OnceLock::new(),

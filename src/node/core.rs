@@ -325,7 +325,10 @@ impl Core {
         let poison = Arc::clone(&self.poison);
         let on_end = Box::new(move |stop: &Stop| poison.strike(stop));
         let running = self.host.runtime.spawn(name.to_owned(), Box::new(worker), channels, on_end);
-        self.workers.lock().push(Arc::clone(&running));
+        let mut workers = self.workers.lock();
+        // A mastership's worker ends with it: what has ended need not be joined.
+        workers.retain(|worker| worker.ended().is_none());
+        workers.push(Arc::clone(&running));
         running
     }
 
@@ -438,7 +441,8 @@ impl Core {
             log::warn!("the log closed with an error: {error}");
         }
         self.apply.applied.close();
-        for worker in self.workers.lock().drain(..) {
+        let workers = std::mem::take(&mut *self.workers.lock());
+        for worker in workers {
             worker.join();
         }
     }

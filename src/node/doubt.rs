@@ -11,6 +11,7 @@ use crate::entry::verify_run;
 use crate::ids::{NodeId, Position, Term, Vlsn};
 use crate::members::{Members, Standing};
 use crate::node::group::Shared;
+use crate::replica::ReplicaState;
 use crate::wire::message::{EntryRequest, Message, Survey, SurveyReply};
 use crate::worker::Stop;
 
@@ -41,9 +42,13 @@ pub(super) fn resolve(
         if same && answer.last.map(|last| last.vlsn) > after.map(|after| after.vlsn) {
             return Resolution::Fetch(member.id.clone());
         }
-        answered += 1;
-        // Its log ends here or earlier, or went another way before: it never had what followed here.
-        lack += usize::from(answer.standing.counts());
+        // Its log ends here or earlier, or went another way before: it never had what followed here. One that can't tell
+        // what it has at this place, as that was pruned or is damaged, has not answered.
+        let ends_before = answer.last.map(|last| last.vlsn) <= after.map(|after| after.vlsn);
+        if ends_before || answer.after.is_some() {
+            answered += 1;
+            lack += usize::from(answer.standing.counts());
+        }
     }
     if lack > voters / 2 || answered == others().count() { Resolution::Settled } else { Resolution::Wait }
 }
@@ -52,6 +57,8 @@ pub(super) fn resolve(
 #[derive(Default)]
 pub(super) struct Doubt {
     next: Option<Deadline>,
+    /// Where this node's log ended when the others were asked: answers about another place say nothing.
+    asked: Option<Option<Position>>,
     answers: BTreeMap<NodeId, SurveyReply>,
     asking: Vec<Asking>,
 }
@@ -76,6 +83,14 @@ impl Shared {
         }
         let members = self.roll.members();
         let after = self.core.log.last();
+        // A master settles it, by what it sends; and nothing else may be written meanwhile.
+        if self.is_fed() {
+            doubt.asked = None;
+            return Ok(now + self.core.config.heartbeat * 5);
+        }
+        if doubt.asked != Some(after) {
+            doubt.answers.clear();
+        }
         let round = self.core.config.peer_timeout.min(self.core.config.heartbeat * 5);
         match resolve(&members, &self.own.id, after, &doubt.answers) {
             Resolution::Settled if !members.voters().any(|_| true) => {}
@@ -92,6 +107,7 @@ impl Shared {
             Resolution::Fetch(_) | Resolution::Wait => {}
         }
         doubt.answers.clear();
+        doubt.asked = Some(after);
         doubt.asking.retain(|one| !one.has_ended());
         for member in members.voters().filter(|member| member.id != self.own.id) {
             let Some(to) = member.address.clone() else { continue };
@@ -115,7 +131,12 @@ impl Shared {
         match message {
             Message::SurveyReply(reply) => {
                 let has = reply.after == asked && reply.last.map(|l| l.vlsn) > asked.map(|a| a.vlsn);
-                self.doubt.lock().answers.insert(reply.node.clone(), reply.clone());
+                let mut doubt = self.doubt.lock();
+                if doubt.asked != Some(asked) {
+                    return Next::Done;
+                }
+                doubt.answers.insert(reply.node.clone(), reply.clone());
+                drop(doubt);
                 if has { self.fetch(channel, 1) } else { Next::Done }
             }
             Message::Entries(entries) => match self.patch(entries.run) {
@@ -127,6 +148,12 @@ impl Shared {
             },
             _ => Next::Done,
         }
+    }
+
+    /// Whether a master is connected, or about to be.
+    fn is_fed(&self) -> bool {
+        let phase = self.following.get().map(|following| following.phase());
+        phase == Some(ReplicaState::Following)
     }
 
     fn fetch(&self, channel: &dyn Channel, sequence: u64) -> Next {
@@ -148,7 +175,7 @@ impl Shared {
         let Some(following) = self.following.get() else { return Ok(()) };
         following.between_frames(|| {
             let log = &self.core.log;
-            if self.election.state().state().standing.counts() {
+            if self.election.state().state().standing.counts() || self.is_fed() {
                 return Ok(());
             }
             let summary = verify_run(run, log.last())?;
@@ -210,6 +237,13 @@ mod tests {
         let shorter = answer("c", FULL, at(4, 1), None);
         assert_eq!(judge(std::slice::from_ref(&b)), Resolution::Wait, "two of three may have had it");
         assert_eq!(judge(&[b, shorter]), Resolution::Settled);
+    }
+
+    #[test]
+    fn who_can_not_tell_what_it_has_at_the_place_has_not_answered() {
+        let pruned = answer("b", FULL, at(900, 1), None);
+        let behind = answer("c", FULL, at(4, 1), None);
+        assert_eq!(judge(&[pruned, behind]), Resolution::Wait);
     }
 
     #[test]

@@ -202,8 +202,13 @@ impl Node {
 
     /// The mastership that the ticket belongs to is over: what the log tells of it.
     fn past(&self, ticket: &Ticket) -> Result<Outcome, CommitError> {
-        if self.shared.core.ask(&ticket.token) == Answer::Committed {
-            return Ok(Outcome::Committed);
+        let answer = self.shared.core.ask(&ticket.token);
+        match ticket.policy {
+            Policy::Async if answer != Answer::Committed => return Ok(Outcome::Acked),
+            // A sync policy may ask for more than a majority's disks, and nobody knows of that any more.
+            Policy::Sync { .. } if ticket.policy.rule() != Some(crate::policy::Rule::COMMITTED) => {}
+            _ if answer == Answer::Committed => return Ok(Outcome::Committed),
+            _ => {}
         }
         let rule = ticket.policy.rule().unwrap_or(crate::policy::Rule::COMMITTED);
         let needed = self.shared.roll.members().voters().count() / 2 + 1;

@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub fed_by: Option<Address>,
     pub founders: Members,
     pub roll: Arc<Roll>,
+    /// Held while the list in force is changed together with, or after, the log.
+    pub rolls: Mutex<()>,
     pub election: Arc<Election>,
     pub acks: Arc<AckSender>,
     pub following: OnceLock<Arc<Following>>,
@@ -100,6 +102,11 @@ impl Shared {
         self.lead.read().clone()
     }
 
+    /// What feeds from this node while it follows, taken out of its lock: a worker that can't be made ends it.
+    pub fn relay(&self) -> Option<Relay> {
+        self.relay.lock().clone()
+    }
+
     pub fn tell(&self, event: Event) {
         let mut events = self.events.lock();
         if events.len() == MAX_EVENTS {
@@ -132,6 +139,7 @@ impl Shared {
 
     /// Puts the last member list of the log in force.
     pub fn reload_members(&self) {
+        let _rolls = self.rolls.lock();
         if let Some(vlsn) = self.core.log.memberships().last() {
             let payload = self.core.log.payload(*vlsn).map_err(Stop::failed);
             match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
@@ -176,7 +184,8 @@ impl Shared {
 
     /// Ends the relay, if there is one. Its threads are joined later.
     pub fn end_relay(&self) {
-        if let Some(relay) = self.relay.lock().take() {
+        let relay = self.relay.lock().take();
+        if let Some(relay) = relay {
             relay.sever();
             self.retired.lock().push(Retired::Relay(relay));
         }
@@ -384,7 +393,7 @@ impl Guide for Ties {
             node.election.heard();
         }
         let apply = &node.core.apply;
-        if let Some(relay) = &*node.relay.lock() {
+        if let Some(relay) = node.relay() {
             relay.tell_committed();
         }
         if apply.applied.get() >= apply.committed.get() {
@@ -438,7 +447,7 @@ impl Guide for Ties {
 
     fn appended(&self, last: Vlsn) {
         let Some(node) = self.0.upgrade() else { return };
-        if let Some(relay) = &*node.relay.lock() {
+        if let Some(relay) = node.relay() {
             relay.appended(last);
         }
     }
@@ -465,7 +474,7 @@ impl Guide for Ties {
         if let Some(node) = self.0.upgrade() {
             node.reload_members();
             let members = node.roll.members();
-            if let Some(relay) = &*node.relay.lock() {
+            if let Some(relay) = node.relay() {
                 relay.set_members(Arc::clone(&members));
             }
             node.tell(Event::Members(members));

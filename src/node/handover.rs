@@ -151,9 +151,12 @@ impl Shared {
         last: &mut Option<Vlsn>,
         members: Arc<Members>,
     ) -> Result<Ticket, ChangeRefused> {
+        // One step: a cut that takes the entry away again puts the list before it in force afterwards, and not meanwhile.
+        let rolls = self.rolls.lock();
         let ticket = lead.append_own(EntryKind::MEMBERSHIP, &members.encode())?;
         *last = Some(ticket.token.vlsn);
         lead.feeders.set_members(Arc::clone(&members));
+        drop(rolls);
         log::info!("{}: the members change at VLSN {}", self.own.id, ticket.token.vlsn);
         self.tell(Event::Members(members));
         Ok(ticket)

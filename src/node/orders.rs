@@ -7,6 +7,7 @@ use crate::clock::Wait;
 use crate::commit::Ticket;
 use crate::ids::{NodeId, Vlsn};
 use crate::members::Health;
+use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
@@ -33,6 +34,9 @@ impl Pending {
     pub fn reply(&self, node: &Shared, wait: Wait) -> Option<ControlReply> {
         match self {
             Pending::Change(ticket) => {
+                if node.core.ask(&ticket.token) == Answer::Committed {
+                    return Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)));
+                }
                 let Some(lead) = node.lead() else {
                     let unknown = format!("this node was deposed; ask later for {}", ticket.token);
                     return Some(ControlReply::Refused(unknown));
@@ -60,7 +64,7 @@ impl Shared {
             lead.feeders.accept(Arc::clone(channel), Some(hello.to_vec()));
             return true;
         }
-        match &*self.relay.lock() {
+        match self.relay() {
             Some(relay) => {
                 relay.accept(Arc::clone(channel), Some(hello.to_vec()));
                 true

@@ -80,6 +80,11 @@ impl Receptions {
         }
     }
 
+    /// Whether clients would take the places that votes and replicas need.
+    fn crowded(&self, most: usize) -> bool {
+        self.0.lock().live.len() > most - most / 4
+    }
+
     /// Ends all and waits for their threads; no more are taken.
     pub fn close(&self) {
         let live = {
@@ -184,6 +189,12 @@ impl Reception {
                 self.send(term, &Message::SurveyReply(reply))
             }
             Message::EntryRequest(request) if self.sequence > 0 => self.entries(node, term, &request),
+            Message::Control(_) | Message::Request(_)
+                if self.sequence == 0 && node.receptions.crowded(node.core.config.max_connections) =>
+            {
+                refuse(&*self.channel, term, RejectReason::Busy);
+                Err(Stop::Done)
+            }
             Message::Control(Control { group, order }) if group == node.core.config.group => {
                 self.deadline = self.clock.now() + PATIENCE;
                 match node.obey(order) {

@@ -442,7 +442,7 @@ impl Session {
         // node is known to follow it.
         let standing = match before.standing {
             Standing::Newcomer if told.vlsn.is_some() && heartbeat.committed.is_some() => {
-                Standing::Full { since: before.term }
+                Standing::Full { since: self.term }
             }
             standing => standing,
         };
