@@ -75,7 +75,8 @@ struct Place {
     term: Term,
     /// The member lists that were in force in its present life.
     lists: Vec<Arc<Members>>,
-    /// How far it was committed when it last did not lead.
+    /// The term that it leads, and how far it was committed when it last led none.
+    office: Term,
     before_office: u64,
 }
 
@@ -150,6 +151,7 @@ impl Cluster {
                 committed: 0,
                 term: Term::NONE,
                 lists: Vec::new(),
+                office: Term::NONE,
                 before_office: 0,
             }
         };
@@ -247,7 +249,7 @@ impl Cluster {
                 place.since = now;
                 place.spans.clear();
                 place.lists.clear();
-                place.before_office = 0;
+                (place.office, place.before_office) = (Term::NONE, 0);
                 (place.committed, place.term) = (0, Term::NONE);
                 place.node = Some(node);
                 Ok(())

@@ -112,11 +112,19 @@ impl Cluster {
         let (committed, members) = (node.committed().map_or(0, Vlsn::get), node.members());
         let Some(leads) = node.leads() else {
             let place = &mut self.places[at];
-            place.before_office = committed;
+            (place.office, place.before_office) = (Term::NONE, committed);
             // Who stands goes by the list that it has by then.
             place.lists = vec![members];
             return Ok(());
         };
+        if place.office != leads {
+            // From one mastership to the next without being seen in between: what the first committed is not known.
+            let known = if place.office == Term::NONE { place.before_office } else { committed };
+            let place = &mut self.places[at];
+            (place.office, place.before_office) = (leads, known);
+        }
+        let place = &self.places[at];
+        let Some(node) = &place.node else { return Ok(()) };
         let name = &place.name;
         let history = node.log().term_history();
         let Some(start) = history.iter().find(|span| span.term == leads).map(|span| span.first.get()) else {
