@@ -68,6 +68,10 @@ impl EntryKind {
     pub const TERM_START: EntryKind = EntryKind(32);
     /// The group's member list from here on.
     pub const MEMBERSHIP: EntryKind = EntryKind(33);
+    /// The group's slots from here on.
+    pub const SLOTS: EntryKind = EntryKind(34);
+    /// Every node digests its engine's state when it has applied this entry.
+    pub const VERIFY: EntryKind = EntryKind(35);
     /// Local: how far the log was durable before this entry.
     pub const SYNC_MARK: EntryKind = EntryKind(64);
     /// The first of the kinds that are the engine's own.
@@ -90,6 +94,8 @@ impl fmt::Display for EntryKind {
             EntryKind::DATA => "data",
             EntryKind::TERM_START => "term-start",
             EntryKind::MEMBERSHIP => "membership",
+            EntryKind::SLOTS => "slots",
+            EntryKind::VERIFY => "verify",
             EntryKind::SYNC_MARK => "sync-mark",
             EntryKind(other) => return write!(f, "kind-{other}"),
         };

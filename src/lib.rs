@@ -97,6 +97,7 @@
 pub mod address;
 mod apply;
 pub mod ballot;
+pub mod base;
 pub mod channel;
 pub mod client;
 pub mod clock;
@@ -125,6 +126,7 @@ pub mod roster;
 pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod slots;
 pub mod state;
 pub mod stats;
 mod sync;
@@ -139,7 +141,7 @@ pub use client::{Client, ClientError};
 pub use clock::Wait;
 pub use commit::{CommitError, Ticket};
 pub use config::{Compression, Config, ConfigError, Plaintext};
-pub use engine::{Engine, EngineError};
+pub use engine::{Engine, EngineError, EngineSnapshot, Item, Items};
 pub use entry::{Entries, EntryKind, EntryRef, NewEntry, TxnId};
 pub use feeder::{FeederState, Feeding, ReplicaStats};
 pub use ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};

@@ -54,7 +54,9 @@ pub fn answer(
     Ok(match matchpoint(ours, &theirs, standing) {
         Verdict::Match(None) => Answer::Match(Matchpoint { at: None }),
         Verdict::Match(Some((_, vlsn))) => Answer::Match(Matchpoint { at: Some(position_at(vlsn)?) }),
-        Verdict::NeedSnapshot { oldest } => Answer::NeedSnapshot(NeedSnapshot { oldest: Some(oldest) }),
+        Verdict::NeedSnapshot { oldest } => {
+            Answer::NeedSnapshot(NeedSnapshot { oldest: Some(oldest), provider: None })
+        }
         Verdict::Behind => Answer::Behind(Behind { last: ours.last() }),
     })
 }

@@ -79,7 +79,7 @@ fn samples() -> Vec<Message<'static>> {
         }),
         Message::Matchpoint(Matchpoint { at }),
         Message::Matchpoint(Matchpoint { at: None }),
-        Message::NeedSnapshot(NeedSnapshot { oldest: v(9) }),
+        Message::NeedSnapshot(NeedSnapshot { oldest: v(9), provider: None }),
         Message::Behind(Behind { last: None }),
         Message::Entries(Entries {
             committed: v(1),
@@ -183,6 +183,7 @@ fn group_samples() -> Vec<Message<'static>> {
     let failed = NodeStatus {
         part: Part::Failed,
         failed: Some("the disk".into()),
+        keeping: Box::default(),
         members: Vec::new(),
         ..status.clone()
     };
@@ -572,6 +573,7 @@ fn status() -> impl Strategy<Value = NodeStatus> {
             committed,
             health,
             failed,
+            keeping: Box::default(),
             members,
         }
     })
@@ -675,7 +677,7 @@ proptest! {
         let messages = [
             Message::Syncup(Syncup { last: at, committed: v[0], history }),
             Message::Matchpoint(Matchpoint { at }),
-            Message::NeedSnapshot(NeedSnapshot { oldest: v[0] }),
+            Message::NeedSnapshot(NeedSnapshot { oldest: v[0], provider: None }),
             Message::Behind(Behind { last: v[0] }),
             Message::Entries(Entries { committed: v[0], durable_wanted: v[1], applied_wanted: v[2], first, last, run: &run }),
             Message::EntryRequest(EntryRequest {

@@ -95,6 +95,13 @@ impl Shared {
             Order::Demote { term } if self.election.step_down(term, "an operator ordered it") => {
                 Obeyed::Now(ControlReply::Done(format!("{} stepped down in term {term}", self.own.id)))
             }
+            Order::CreateSlot { .. }
+            | Order::MoveSlot { .. }
+            | Order::DropSlot { .. }
+            | Order::Digest { .. }
+            | Order::Verify
+            | Order::Scrub
+            | Order::Archive => refused(&"this build does not carry out that order"),
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -153,6 +160,7 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
+            keeping: Box::default(),
             members: members.collect(),
         }
     }

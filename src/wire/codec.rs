@@ -146,7 +146,10 @@ fn put_message(message: &Message<'_>, put: &mut Put<'_>) {
             }
         }
         Message::Matchpoint(m) => put.position(m.at),
-        Message::NeedSnapshot(m) => put.vlsn(m.oldest),
+        Message::NeedSnapshot(m) => {
+            put.vlsn(m.oldest);
+            put.address(m.provider.as_ref());
+        }
         Message::Behind(m) => put.vlsn(m.last),
         Message::Entries(m) => {
             put.bytes(&entries_prefix(&m.head()));
@@ -228,7 +231,10 @@ fn take_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>, WireError> {
             history: take.history()?,
         }),
         MessageType::Matchpoint => Message::Matchpoint(Matchpoint { at: take.position("at")? }),
-        MessageType::NeedSnapshot => Message::NeedSnapshot(NeedSnapshot { oldest: take.vlsn("oldest")? }),
+        MessageType::NeedSnapshot => Message::NeedSnapshot(NeedSnapshot {
+            oldest: take.vlsn("oldest")?,
+            provider: take.address("provider")?,
+        }),
         MessageType::Behind => Message::Behind(Behind { last: take.vlsn("last")? }),
         MessageType::Entries => {
             let head = take_entries_head(take)?;
@@ -320,6 +326,7 @@ fn put_reject(reason: &RejectReason, put: &mut Put<'_>) {
         RejectReason::Busy => put.u8(8),
         RejectReason::Protocol => put.u8(9),
         RejectReason::MemberDiffers => put.u8(10),
+        RejectReason::NoSnapshot => put.u8(11),
     }
 }
 
@@ -343,6 +350,7 @@ fn take_reject(take: &mut Take<'_>) -> Result<RejectReason, WireError> {
         8 => RejectReason::Busy,
         9 => RejectReason::Protocol,
         10 => RejectReason::MemberDiffers,
+        11 => RejectReason::NoSnapshot,
         other => return Err(take.value("reason", other)),
     })
 }

@@ -5,12 +5,15 @@ use std::time::Duration;
 use crate::ids::{GroupId, LogEnd, NodeId, Term};
 use crate::members::{Admission, Change, Health, Member, Members, Role};
 use crate::wire::codec::{health_from, health_number};
+use crate::wire::codec_recovery::{
+    put_digest, put_keeping, put_recovery_message, take_digest, take_keeping, take_recovery_message,
+};
 use crate::wire::fields::{Put, Take};
 use crate::wire::frame::MessageType;
 use crate::wire::message::*;
 
 /// The longest text of an answer, in bytes.
-const MAX_ANSWER: usize = 255;
+pub(super) const MAX_ANSWER: usize = 255;
 
 pub(super) fn put_group_message(message: &Message<'_>, put: &mut Put<'_>) {
     match message {
@@ -57,8 +60,8 @@ pub(super) fn put_group_message(message: &Message<'_>, put: &mut Put<'_>) {
             put.bytes(m.body);
         }
         Message::Response(m) => put.bytes(m.body),
-        // Stand has no fields; the others are written by the caller.
-        _ => {}
+        Message::Stand => {}
+        other => put_recovery_message(other, put),
     }
 }
 
@@ -107,7 +110,8 @@ pub(super) fn take_group_message<'a>(take: &mut Take<'a>) -> Result<Message<'a>,
             Message::Request(Request { group: take.group("group")?, body: std::mem::take(&mut take.rest) })
         }
         MessageType::Response => Message::Response(Response { body: std::mem::take(&mut take.rest) }),
-        _ => Message::Stand,
+        MessageType::Stand => Message::Stand,
+        _ => take_recovery_message(take)?,
     })
 }
 
@@ -149,6 +153,27 @@ fn put_order(order: &Order, put: &mut Put<'_>) {
             put.u8(5);
             put.u32(term.get());
         }
+        Order::CreateSlot { name, from } => {
+            put.u8(6);
+            put.text(name, MAX_TEXT);
+            put.vlsn(*from);
+        }
+        Order::MoveSlot { name, to } => {
+            put.u8(7);
+            put.text(name, MAX_TEXT);
+            put.vlsn(Some(*to));
+        }
+        Order::DropSlot { name } => {
+            put.u8(8);
+            put.text(name, MAX_TEXT);
+        }
+        Order::Digest { range } => {
+            put.u8(9);
+            put.range(*range);
+        }
+        Order::Verify => put.u8(10),
+        Order::Scrub => put.u8(11),
+        Order::Archive => put.u8(12),
     }
 }
 
@@ -169,6 +194,13 @@ fn take_order(take: &mut Take<'_>) -> Result<Order, WireError> {
         3 => Order::Transfer { to: take.maybe_node("to")?, patience: take.millis("patience")? },
         4 => Order::Promote { term: Term::new(take.u32("term")?) },
         5 => Order::Demote { term: Term::new(take.u32("term")?) },
+        6 => Order::CreateSlot { name: take.slot_name()?, from: take.vlsn("from")? },
+        7 => Order::MoveSlot { name: take.slot_name()?, to: take.entry("to")? },
+        8 => Order::DropSlot { name: take.slot_name()? },
+        9 => Order::Digest { range: take.range("range")? },
+        10 => Order::Verify,
+        11 => Order::Scrub,
+        12 => Order::Archive,
         other => return Err(take.value("order", other)),
     })
 }
@@ -191,6 +223,18 @@ fn put_reply(reply: &ControlReply, put: &mut Put<'_>) {
             put.u8(4);
             put.cut_text(why);
         }
+        ControlReply::Digest(digest) => {
+            put.u8(5);
+            put_digest(digest, put);
+        }
+        ControlReply::Damaged(at) => {
+            put.u8(6);
+            put.vlsn(Some(*at));
+        }
+        ControlReply::Marked(at) => {
+            put.u8(7);
+            put.vlsn(Some(*at));
+        }
     }
 }
 
@@ -200,6 +244,9 @@ fn take_reply(take: &mut Take<'_>) -> Result<ControlReply, WireError> {
         2 => ControlReply::Done(take.text("done", MAX_ANSWER)?.to_owned()),
         3 => ControlReply::NotMaster { hint: take.address("hint")? },
         4 => ControlReply::Refused(take.text("refused", MAX_ANSWER)?.to_owned()),
+        5 => ControlReply::Digest(take_digest(take)?),
+        6 => ControlReply::Damaged(take.entry("damaged")?),
+        7 => ControlReply::Marked(take.entry("marked")?),
         other => return Err(take.value("reply", other)),
     })
 }
@@ -216,6 +263,7 @@ fn put_status(status: &NodeStatus, put: &mut Put<'_>) {
     put.vlsn(status.committed);
     put.u8(health_number(status.health));
     put.cut_text(status.failed.as_deref().unwrap_or(""));
+    put_keeping(&status.keeping, put);
     put.u8(status.members.len() as u8);
     for one in &status.members {
         put_member(&one.member, put);
@@ -240,6 +288,7 @@ fn take_status(take: &mut Take<'_>) -> Result<NodeStatus, WireError> {
         committed: take.vlsn("committed")?,
         health: take.numbered("health", health_from)?,
         failed: Some(take.text("failed", MAX_ANSWER)?.to_owned()).filter(|text| !text.is_empty()),
+        keeping: Box::new(take_keeping(take)?),
         members: Vec::new(),
     };
     let count = take.u8("members")?;
@@ -338,12 +387,12 @@ impl Put<'_> {
         self.text(node.map_or("", NodeId::as_str), NodeId::MAX_LEN);
     }
 
-    fn millis(&mut self, time: Duration) {
+    pub(super) fn millis(&mut self, time: Duration) {
         self.u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// A text for people, cut where it gets too long.
-    fn cut_text(&mut self, text: &str) {
+    pub(super) fn cut_text(&mut self, text: &str) {
         let end = (0..=text.len().min(MAX_ANSWER)).rev().find(|at| text.is_char_boundary(*at));
         self.text(&text[..end.unwrap_or(0)], MAX_ANSWER);
     }
@@ -361,7 +410,14 @@ impl Take<'_> {
         }
     }
 
-    fn millis(&mut self, field: &'static str) -> Result<Duration, WireError> {
+    fn slot_name(&mut self) -> Result<String, WireError> {
+        match self.text("slot", MAX_TEXT)? {
+            "" => Err(self.bad_text("slot", 0)),
+            name => Ok(name.to_owned()),
+        }
+    }
+
+    pub(super) fn millis(&mut self, field: &'static str) -> Result<Duration, WireError> {
         self.u64(field).map(Duration::from_millis)
     }
 }

@@ -179,6 +179,20 @@ message_types! {
     Request = 24,
     /// Answers it.
     Response = 25,
+    /// A node asks for a snapshot.
+    SnapshotRequest = 26,
+    /// A snapshot begins, or goes on.
+    SnapshotBegin = 27,
+    /// An item of it begins.
+    SnapshotItem = 28,
+    /// Bytes of an item.
+    SnapshotChunk = 29,
+    /// An item ends.
+    SnapshotItemEnd = 30,
+    /// The snapshot ends.
+    SnapshotEnd = 31,
+    /// How much of it is on the receiver's disk.
+    SnapshotAck = 32,
 }
 
 impl MessageType {

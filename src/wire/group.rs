@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::ids::{GroupId, LogEnd, NodeId, Position, Term, Vlsn};
+use crate::ids::{GroupId, LogEnd, NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::members::{Change, Health, Member, Role, Standing};
 use crate::wire::message::Ack;
+use crate::wire::recovery::{Keeping, RangeDigest};
 
 /// By what right a node feeds another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -158,6 +159,36 @@ pub enum Order {
         /// Its term.
         term: Term,
     },
+    /// Keep the log for somebody, from an entry on. Of the master only; answered when it is committed.
+    CreateSlot {
+        /// The slot's name, 1 to 64 bytes.
+        name: String,
+        /// The first entry that it needs; `None` for the next one.
+        from: Option<Vlsn>,
+    },
+    /// The owner of a slot needs nothing before this entry any more. Of the master only.
+    MoveSlot {
+        /// The slot.
+        name: String,
+        /// The first entry that it needs.
+        to: Vlsn,
+    },
+    /// Give a slot up. Of the master only.
+    DropSlot {
+        /// The slot.
+        name: String,
+    },
+    /// Digest entries as they stand in the node's log.
+    Digest {
+        /// Which.
+        range: VlsnRange,
+    },
+    /// Have every node digest its engine's state at one place of the log. Of the master only.
+    Verify,
+    /// Begin a round of the scrubber now.
+    Scrub,
+    /// Write a base to the archive now.
+    Archive,
 }
 
 /// An operator's order.
@@ -183,6 +214,12 @@ pub enum ControlReply {
     },
     /// It was not done; says why.
     Refused(String),
+    /// The digest asked for.
+    Digest(RangeDigest),
+    /// This entry can't be read: it is damaged.
+    Damaged(Vlsn),
+    /// This entry makes every node digest its engine; it is committed.
+    Marked(Vlsn),
 }
 
 /// What a node is doing in its group.
@@ -225,6 +262,8 @@ pub struct NodeStatus {
     pub health: Health,
     /// Why it takes no further part; at most 255 bytes.
     pub failed: Option<String>,
+    /// What it keeps, for whom, and in what state.
+    pub keeping: Box<Keeping>,
     /// The members, and what it knows of them.
     pub members: Vec<MemberStatus>,
 }

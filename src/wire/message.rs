@@ -9,6 +9,7 @@ use crate::ids::{GroupId, NodeId, Position, Term, TermSpan, Vlsn};
 use crate::members::{Health, Role, Standing};
 use crate::wire::frame::{FrameError, MessageType};
 pub use crate::wire::group::*;
+pub use crate::wire::recovery::*;
 
 /// The longest region, slot name or other short text of a peer, in bytes.
 pub const MAX_TEXT: usize = 64;
@@ -216,6 +217,8 @@ pub enum RejectReason {
     Busy,
     /// Something else was said than the protocol allows here.
     Protocol,
+    /// The listener has no snapshot to give: its engine makes none, or it is itself behind.
+    NoSnapshot,
 }
 
 /// The replica tells what its log holds.
@@ -238,10 +241,12 @@ pub struct Matchpoint {
 }
 
 /// The master no longer has the entries that the replica lacks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NeedSnapshot {
     /// The master's oldest entry.
     pub oldest: Option<Vlsn>,
+    /// Where to ask for a snapshot; `None`: here.
+    pub provider: Option<Address>,
 }
 
 /// The feeding node is itself behind the replica, and can't judge its tail.
@@ -438,6 +443,7 @@ impl fmt::Display for RejectReason {
             }
             RejectReason::Busy => f.write_str("the node listening there has too many connections"),
             RejectReason::Protocol => f.write_str("the protocol was broken"),
+            RejectReason::NoSnapshot => f.write_str("the node listening there has no snapshot to give"),
         }
     }
 }
@@ -473,6 +479,13 @@ pub enum Message<'a> {
     ControlReply(ControlReply),
     Request(Request<'a>),
     Response(Response<'a>),
+    SnapshotRequest(SnapshotRequest),
+    SnapshotBegin(SnapshotBegin),
+    SnapshotItem(SnapshotItem),
+    SnapshotChunk(SnapshotChunk<'a>),
+    SnapshotItemEnd(SnapshotItemEnd),
+    SnapshotEnd(SnapshotEnd),
+    SnapshotAck(SnapshotAck),
 }
 
 impl Message<'_> {
@@ -504,6 +517,13 @@ impl Message<'_> {
             Message::ControlReply(_) => MessageType::ControlReply,
             Message::Request(_) => MessageType::Request,
             Message::Response(_) => MessageType::Response,
+            Message::SnapshotRequest(_) => MessageType::SnapshotRequest,
+            Message::SnapshotBegin(_) => MessageType::SnapshotBegin,
+            Message::SnapshotItem(_) => MessageType::SnapshotItem,
+            Message::SnapshotChunk(_) => MessageType::SnapshotChunk,
+            Message::SnapshotItemEnd(_) => MessageType::SnapshotItemEnd,
+            Message::SnapshotEnd(_) => MessageType::SnapshotEnd,
+            Message::SnapshotAck(_) => MessageType::SnapshotAck,
         }
     }
 }

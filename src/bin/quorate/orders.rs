@@ -182,7 +182,12 @@ fn tell(reply: Result<ControlReply, ClientError>, out: &mut dyn Write) -> Result
         }
         Ok(ControlReply::Refused(why)) => Err(why.into()),
         Ok(ControlReply::NotMaster { .. }) => Err("the node is not the master any more; try again".into()),
-        Ok(ControlReply::Status(_)) => Err("the node answered with its status".into()),
+        Ok(
+            ControlReply::Status(_)
+            | ControlReply::Digest(_)
+            | ControlReply::Damaged(_)
+            | ControlReply::Marked(_),
+        ) => Err("the node answered another question".into()),
         Err(error) if error.may_be_done() => {
             eprintln!("quorate: {error}");
             Ok(Verdict::Unknown)
