@@ -2,10 +2,11 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use quorate::{Engine, EngineError, Entries, EntryKind, Vlsn};
+use quorate::{Engine, EngineError, EngineSnapshot, Entries, EntryKind, Item, Items, Vlsn};
 
 use crate::history::{Call, Seen};
 
@@ -80,6 +81,17 @@ impl Store {
         self.results.get(&vlsn).copied()
     }
 
+    /// The whole store, entry by entry: the CRC, and the write if it is one.
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (crc, op) in &self.entries {
+            bytes.extend_from_slice(&crc.to_le_bytes());
+            let op = op.map_or_else(|| vec![0; OP_LEN], Op::encode);
+            bytes.extend_from_slice(&op);
+        }
+        bytes
+    }
+
     pub fn lose_unsynced(&mut self) {
         let kept: Vec<_> = self.entries.drain(..).take(self.durable).collect();
         *self = Store { durable: self.durable, ..Store::default() };
@@ -101,6 +113,45 @@ impl Store {
         if let Some(value) = written {
             self.keys.insert(key, Seen { version, value });
         }
+    }
+}
+
+const OP_LEN: usize = 32;
+const RECORD_LEN: usize = 4 + OP_LEN;
+/// Bytes of an item of a snapshot: a store of some hundred entries has several.
+const ITEM_LEN: usize = RECORD_LEN * 100;
+
+/// A copy of a store, in items of a hundred entries.
+struct Copied {
+    at: Vlsn,
+    bytes: Vec<u8>,
+    item: usize,
+    offset: usize,
+}
+
+impl EngineSnapshot for Copied {
+    fn at(&self) -> Vlsn {
+        self.at
+    }
+
+    fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+        let begin = self.item * ITEM_LEN;
+        if begin >= self.bytes.len() {
+            return Ok(None);
+        }
+        self.offset = begin;
+        self.item += 1;
+        let len = (self.bytes.len() - begin).min(ITEM_LEN) as u64;
+        Ok(Some(Item { name: format!("entries.{}", self.item), len: Some(len) }))
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
+        let end = (self.item * ITEM_LEN).min(self.bytes.len());
+        let part = &self.bytes[self.offset..end];
+        let len = part.len().min(into.len());
+        into[..len].copy_from_slice(&part[..len]);
+        self.offset += len;
+        Ok(len)
     }
 }
 
@@ -141,5 +192,41 @@ impl Engine for StoreEngine {
         let mut store = self.store.lock();
         store.durable = store.entries.len();
         Ok(Vlsn::new(store.len()))
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Box<dyn EngineSnapshot>>, EngineError> {
+        let store = self.store.lock();
+        let Some(at) = Vlsn::new(store.len()) else { return Ok(None) };
+        Ok(Some(Box::new(Copied { at, bytes: store.bytes(), item: 0, offset: 0 })))
+    }
+
+    fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+        let mut bytes = Vec::new();
+        for at in 0..items.list().len() {
+            items.open(at)?.read_to_end(&mut bytes)?;
+        }
+        let mut fresh = Store::default();
+        for record in bytes.chunks(RECORD_LEN) {
+            let (crc, op) = record.split_first_chunk::<4>().ok_or("a record is cut")?;
+            fresh.apply(u32::from_le_bytes(*crc), Op::decode(op));
+        }
+        fresh.durable = fresh.entries.len();
+        let mut truth = self.truth.lock();
+        if fresh.len() != items.at().get() {
+            truth.violation = Some(format!(
+                "{} was given {} entries as the state at {}",
+                self.name,
+                fresh.len(),
+                items.at()
+            ));
+        }
+        for (vlsn, (crc, _)) in (1..).zip(&fresh.entries) {
+            if truth.applied.get(&vlsn).is_some_and(|applied| applied.crc != *crc) {
+                truth.violation =
+                    Some(format!("{} was given another entry {vlsn} than was applied", self.name));
+            }
+        }
+        *self.store.lock() = fresh;
+        Ok(())
     }
 }
