@@ -219,7 +219,7 @@ impl FeederAcks {
         let agreed = Agreed { capabilities: welcome.capabilities, max_frame: welcome.max_frame };
         self.send(&Message::Welcome(welcome))?;
         self.connection.channel.limit_frames(agreed.max_frame);
-        self.connection.introduce(&hello.node, hello.role, hello.standing);
+        self.connection.introduce(&hello.node, hello.role, hello.standing, self.hub.source().last());
         self.counts = hello.standing.counts();
         self.connection.set_counts(self.counts);
         let theirs = Identity { incarnation: hello.incarnation, session: hello.session };

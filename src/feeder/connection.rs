@@ -145,6 +145,8 @@ pub(super) struct Connection {
     counts: AtomicBool,
     /// Whether its directory was made anew, so that it knows nothing of what it promised before.
     newcomer: AtomicBool,
+    /// The last entry of the feeding log when the replica said who it is.
+    came_at: AtomicU64,
     /// A heartbeat is wanted before the next is due.
     beat_wanted: AtomicBool,
     /// The node is no member any more: the sending half says so, and ends.
@@ -170,6 +172,7 @@ impl Connection {
             arbiter: AtomicBool::new(false),
             counts: AtomicBool::new(false),
             newcomer: AtomicBool::new(false),
+            came_at: AtomicU64::new(0),
             beat_wanted: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
             beat: AtomicU64::new(0),
@@ -177,8 +180,9 @@ impl Connection {
         }
     }
 
-    /// Notes who the replica is.
-    pub fn introduce(&self, node: &NodeId, role: Role, standing: Standing) {
+    /// Notes who the replica is, and the last entry here when it came.
+    pub fn introduce(&self, node: &NodeId, role: Role, standing: Standing, last: Option<Vlsn>) {
+        self.came_at.store(number(last), Ordering::SeqCst);
         self.arbiter.store(role == Role::Arbiter, Ordering::SeqCst);
         self.newcomer.store(standing == Standing::Newcomer, Ordering::SeqCst);
         let _first = self.node.set(node.clone());
@@ -270,6 +274,11 @@ impl Connection {
     /// Whether the node has yet to learn what it may have promised before its directory was made.
     pub fn is_newcomer(&self) -> bool {
         self.newcomer.load(Ordering::Relaxed) && !self.counts()
+    }
+
+    /// The last entry of the feeding log when the replica came.
+    pub fn came_at(&self) -> u64 {
+        self.came_at.load(Ordering::SeqCst)
     }
 
     pub fn seen(&self) -> Deadline {

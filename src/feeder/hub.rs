@@ -213,12 +213,18 @@ impl Hub {
 
     /// Whether a heartbeat may tell this peer what is committed: to a newcomer it says that it counts from now on. Its
     /// directory may be new in the place of one that promised a newer term, or made up the majority of one. So first
-    /// a majority without it has to follow this term later than it came: then there is no newer master that it helped
-    /// to make. And an entry of this term has to be committed.
+    /// an entry of this term that was appended after it came has to be committed, which it does not count for: then a
+    /// majority without it holds that entry, none of which had promised a newer term when the newcomer came, and a master of a
+    /// newer term that it helped to make would need one of them.
     pub fn may_admit(&self, to: &Connection, committed: Vlsn) -> bool {
         let Some(gates) = self.gates().filter(|_| to.is_newcomer()) else { return true };
-        let started = committed >= gates.mastership().term_start;
-        started && gates.contact_at(self.clock.now()) >= to.since
+        committed >= gates.mastership().term_start && committed.get() > to.came_at()
+    }
+
+    /// Whether a newcomer waits for an entry to be appended.
+    pub fn newcomer_waits(&self) -> bool {
+        let last = number(self.source.last());
+        self.streaming().iter().any(|to| to.is_newcomer() && to.came_at() >= last)
     }
 
     pub fn own_positions(&self) -> Positions {

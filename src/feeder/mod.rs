@@ -110,6 +110,12 @@ impl Feeders {
         self.gates.admit(policy)
     }
 
+    /// Whether a new member with a new directory waits for an entry that is appended now: only one of after it came shows
+    /// that its old directory promised nothing that matters.
+    pub fn newcomer_waits(&self) -> bool {
+        self.hub.newcomer_waits()
+    }
+
     /// Tells the feeders that entries up to here can be read, and what their writer waits for. Wakes sleeping feeders.
     pub fn appended(&self, last: Vlsn, policy: Policy) {
         self.hub.want(policy, last);

@@ -94,6 +94,8 @@ pub(super) struct Whom {
     hint: Option<Address>,
     /// Counts those who were tried for want of better knowledge.
     turn: usize,
+    /// Attempts to be fed since the last that came about, by the node that is to feed this one, and then by the group.
+    failed: u32,
 }
 
 impl Shared {
@@ -312,6 +314,10 @@ impl Office for Ties {
     }
 }
 
+/// So often the node that is to feed this one is tried, before the group is, so often.
+const UPSTREAM_TRIES: u32 = 5;
+const GROUP_TRIES: u32 = 10;
+
 /// How long a node whose disk refused a write does not stand for election.
 const TROUBLE_FOR: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -329,7 +335,7 @@ impl Shared {
 impl Guide for Ties {
     fn upstream(&self) -> Option<Address> {
         let node = self.0.upgrade()?;
-        if let Some(address) = &node.fed_by {
+        if let Some(address) = node.fed_by.as_ref().filter(|_| node.whom.lock().failed < UPSTREAM_TRIES) {
             return Some(address.clone());
         }
         if matches!(node.election.phase(), Phase::Leading { .. }) {
@@ -418,6 +424,7 @@ impl Guide for Ties {
 
     fn following(&self, term: Term) {
         let Some(node) = self.0.upgrade() else { return };
+        node.whom.lock().failed = 0;
         if node.own.role == Role::Arbiter {
             return;
         }
@@ -452,8 +459,17 @@ impl Guide for Ties {
         }
     }
 
-    fn lost(&self) {
+    fn lost(&self, why: &FollowError) {
         let Some(node) = self.0.upgrade() else { return };
+        if node.fed_by.is_some() {
+            let mut whom = node.whom.lock();
+            whom.failed = match why {
+                // Only the master may say what becomes of the end of this log.
+                FollowError::Behind { .. } | FollowError::CutByRelay { .. } => UPSTREAM_TRIES,
+                _ if whom.failed >= UPSTREAM_TRIES + GROUP_TRIES => 0,
+                _ => whom.failed + 1,
+            };
+        }
         node.end_relay();
         node.election.lost(VoteReason::PrimaryFailure);
     }

@@ -162,7 +162,7 @@ impl Shared {
         Ok(ticket)
     }
 
-    /// Writes the present list again, so that the log before it can be pruned.
+    /// Writes the present list again, so that the log before it can be pruned, or that there is an entry for a newcomer.
     pub fn restate_members(&self) -> Result<Ticket, ChangeRefused> {
         let lead = self.must_lead()?;
         let mut last = self.changed.lock();
@@ -271,6 +271,11 @@ impl Shared {
         }
         if !settled {
             return;
+        }
+        if lead.feeders.newcomer_waits()
+            && let Err(error) = self.restate_members()
+        {
+            log::debug!("the member list was not written anew for a newcomer: {error}");
         }
         let status = lead.feeders.status();
         let tip = self.core.log.last().map(|last| last.vlsn.get()).unwrap_or(0);

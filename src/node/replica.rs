@@ -185,7 +185,7 @@ impl Guide for Fixed {
 
     fn following(&self, _term: Term) {}
     fn appended(&self, _last: Vlsn) {}
-    fn lost(&self) {}
+    fn lost(&self, _why: &FollowError) {}
     fn before_cut(&self) {}
     fn cut(&self, _cut: &Truncated) {}
     fn members_changed(&self) {}

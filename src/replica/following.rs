@@ -41,8 +41,8 @@ pub(crate) trait Guide: Send + Sync {
     fn following(&self, term: Term);
     /// The log got longer: whoever is fed from it wants to know.
     fn appended(&self, last: Vlsn);
-    /// The connection ended.
-    fn lost(&self);
+    /// The connection ended, or none came about.
+    fn lost(&self, why: &FollowError);
     /// The log is about to be cut: whoever is fed from it has to go first.
     fn before_cut(&self);
     /// The log was cut.

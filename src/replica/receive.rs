@@ -508,7 +508,7 @@ impl Worker for Receive {
         if let Some(channel) = current {
             channel.close();
         }
-        self.shared.guide.lost();
+        self.shared.guide.lost(&error);
         let fatal = error.is_fatal();
         let expected = self.shared.is_closing() || matches!(error, FollowError::Goodbye(_));
         let level = if expected { log::Level::Debug } else { log::Level::Warn };
