@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quorate::address::Address;
-use quorate::ids::{GroupId, LogEnd, NodeId, Position, Term, TermSpan, Vlsn};
+use quorate::ids::{GroupId, LogEnd, NodeId, Position, Term, TermSpan, Vlsn, VlsnRange};
 use quorate::members::{Admission, Change, Health, Member, Members, Role, Standing};
+use quorate::slots::{Invalid, Slot, Slots};
 use quorate::wire::frame::{FrameError, FrameHeader, HEADER_LEN, MessageType, VERSION, payload_crc};
 use quorate::wire::message::*;
 
@@ -121,10 +122,71 @@ fn samples() -> Vec<Message<'static>> {
         RejectReason::MemberDiffers,
         RejectReason::Busy,
         RejectReason::Protocol,
+        RejectReason::NoSnapshot,
     ];
     all.extend(reasons.map(|reason| Message::Reject(Reject { reason })));
     all.extend(group_samples());
+    all.extend(snapshot_samples());
     all
+}
+
+/// A snapshot's conversation.
+fn snapshot_samples() -> Vec<Message<'static>> {
+    let id = SnapshotId { incarnation: 1, session: 2, number: 3 };
+    let at = SnapshotPlace { item: 4, offset: 5 << 32 };
+    let node = NodeId::new("db-2").expect("a name");
+    let request =
+        SnapshotRequest { group: GroupId::from_bits(79), node, at_least: Vlsn::new(6), resume: None };
+    vec![
+        Message::SnapshotRequest(SnapshotRequest { resume: Some((id, at)), ..request.clone() }),
+        Message::SnapshotRequest(SnapshotRequest { at_least: None, ..request }),
+        Message::SnapshotBegin(SnapshotBegin { id, from: at, base: b"a base".to_vec() }),
+        Message::SnapshotItem(SnapshotItem { item: 4, name: "records.redb".into(), len: Some(1 << 40) }),
+        Message::SnapshotItem(SnapshotItem { item: 5, name: "x".into(), len: None }),
+        Message::SnapshotChunk(SnapshotChunk { at, bytes: b"bytes" }),
+        Message::SnapshotItemEnd(SnapshotItemEnd { at, digest: 7 << 100 }),
+        Message::SnapshotEnd(SnapshotEnd { items: 6, bytes: 1 << 40, digest: 8 << 100 }),
+        Message::SnapshotAck(SnapshotAck { at }),
+        Message::NeedSnapshot(NeedSnapshot {
+            oldest: Vlsn::new(9),
+            provider: Some(Address::Tcp("db3:7000".into())),
+        }),
+    ]
+}
+
+/// What a node keeps, with every part of it there.
+fn keeping() -> Keeping {
+    let v = |number| Vlsn::new(number).expect("not 0");
+    let transfer = |of| TransferStatus { peer: "db-3".into(), at: v(90), bytes: 1 << 33, of };
+    Keeping {
+        oldest: Vlsn::new(5),
+        pins: vec![PinStatus {
+            owner: "slot:backup".into(),
+            from: v(7),
+            since: Duration::from_millis(1_500),
+            bytes: 1 << 34,
+        }],
+        slots: vec![
+            Slot { name: "backup".into(), from: v(7), created: 99, invalid: None },
+            Slot { name: "old".into(), from: v(2), created: 98, invalid: Some(Invalid::Bytes) },
+        ],
+        fetching: Some(transfer(None)),
+        giving: vec![transfer(Some(1 << 34)), transfer(None)],
+        scrub: ScrubStatus {
+            at: Vlsn::new(8),
+            ended: 1_700_000_000_000_000,
+            bytes: 1 << 35,
+            found: 2,
+            healed: 1,
+        },
+        damaged: VlsnRange::new(v(20), v(30)),
+        archive: Some(ArchiveStatus {
+            last: Vlsn::new(70),
+            base: Vlsn::new(60),
+            failed: Some("the archive's disk is full".into()),
+        }),
+        engine: Some(EngineDigest { at: v(66), digest: 9 << 100 }),
+    }
 }
 
 /// The messages of a group that runs itself, each variant of their fields at least once.
@@ -170,7 +232,7 @@ fn group_samples() -> Vec<Message<'static>> {
         committed: v(3),
         health: Health::Healthy,
         failed: None,
-        keeping: Box::default(),
+        keeping: Box::new(keeping()),
         members: vec![
             MemberStatus { member: Member::electable(a.clone()), positions, health: None, last_seen: None },
             MemberStatus {
@@ -184,6 +246,7 @@ fn group_samples() -> Vec<Message<'static>> {
     let failed = NodeStatus {
         part: Part::Failed,
         failed: Some("the disk".into()),
+        keeping: Box::default(),
         members: Vec::new(),
         ..status.clone()
     };
@@ -207,6 +270,7 @@ fn group_samples() -> Vec<Message<'static>> {
         Message::Response(Response { body: b"" }),
     ];
     let patience = Duration::from_millis(250);
+    let range = VlsnRange::new(Vlsn::FIRST, Vlsn::FIRST.next()).expect("rises");
     let orders = [
         Order::Status,
         Order::Change(Change::Add(member)),
@@ -217,6 +281,14 @@ fn group_samples() -> Vec<Message<'static>> {
         Order::Transfer { to: None, patience },
         Order::Promote { term: Term::new(4) },
         Order::Demote { term: Term::new(5) },
+        Order::CreateSlot { name: "backup".into(), from: v(7) },
+        Order::CreateSlot { name: "x".repeat(64), from: None },
+        Order::MoveSlot { name: "backup".into(), to: Vlsn::FIRST },
+        Order::DropSlot { name: "backup".into() },
+        Order::Digest { range },
+        Order::Verify,
+        Order::Scrub,
+        Order::Archive,
     ];
     all.extend(orders.map(|order| Message::Control(Control { group, order })));
     let replies = [
@@ -226,6 +298,14 @@ fn group_samples() -> Vec<Message<'static>> {
         ControlReply::NotMaster { hint: address },
         ControlReply::NotMaster { hint: None },
         ControlReply::Refused("not now".into()),
+        ControlReply::Digest(RangeDigest {
+            range,
+            bytes: 1 << 33,
+            digest: 10 << 100,
+            last: Position { vlsn: range.last(), term: Term::new(2), crc: 9 },
+        }),
+        ControlReply::Damaged(Vlsn::FIRST),
+        ControlReply::Marked(Vlsn::FIRST),
     ];
     all.extend(replies.map(Message::ControlReply));
     all
@@ -237,6 +317,8 @@ fn fixed_part(kind: MessageType) -> Option<usize> {
         MessageType::Entries => Some(40),
         MessageType::Request => Some(16),
         MessageType::Response => Some(0),
+        MessageType::SnapshotBegin => Some(36),
+        MessageType::SnapshotChunk => Some(12),
         _ => None,
     }
 }
@@ -362,18 +444,18 @@ fn values_out_of_range_are_refused_by_name() {
     value(MessageType::VoteReply, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 10], "why_not");
     value(MessageType::Announce, &of_group(&[0]), "master");
     value(MessageType::Announce, &of_group(&[1, b'a', 1, b'x']), "address");
-    for order in [0, 6] {
+    for order in [0, 13] {
         value(MessageType::Control, &of_group(&[order]), "order");
     }
     value(MessageType::Control, &of_group(&[2, 5]), "change");
     value(MessageType::Control, &of_group(&[2, 1, 4]), "member.role");
     value(MessageType::Control, &of_group(&[2, 1, 1, 2]), "member.admission");
     value(MessageType::Control, &of_group(&[2, 4, 1, b'a', 0]), "change.to");
-    for reply in [0, 5] {
+    for reply in [0, 8] {
         value(MessageType::ControlReply, &[reply], "reply");
     }
     value(MessageType::Nack, &[9, 0, 0, 0, 0, 0, 0, 0, 0], "reason");
-    value(MessageType::Reject, &[11], "reason");
+    value(MessageType::Reject, &[12], "reason");
     value(MessageType::Reject, &[4, 2, b'x', b'y'], "reason.hint");
     value(MessageType::Behind, &[255; 8], "last");
     value(MessageType::Matchpoint, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "at");
@@ -391,6 +473,165 @@ fn values_out_of_range_are_refused_by_name() {
     value(MessageType::Hello, &hello, "role");
     hello[0] = 9;
     value(MessageType::Hello, &hello, "versions.min");
+}
+
+#[test]
+fn what_recovery_says_is_refused_by_name() {
+    let named = |kind, payload: &[u8]| match Message::decode(&around(kind, payload)) {
+        Err(
+            WireError::Value { field, .. } | WireError::Text { field, .. } | WireError::Short { field, .. },
+        ) => field,
+        other => panic!("{other:?}"),
+    };
+    let [zero, one, two, beyond] = [0, 1, 2, MAX_VLSN + 1].map(u64::to_le_bytes);
+    let order = |rest: &[&[u8]]| named(MessageType::Control, &[&[0; 16], &rest.concat()[..]].concat());
+    assert_eq!(order(&[&[6, 0], &one]), "slot");
+    assert_eq!(order(&[&[6, 65], &[b'x'; 65], &one]), "slot");
+    assert_eq!(order(&[&[6, 1, b's'], &beyond]), "from");
+    assert_eq!(order(&[&[7, 1, b's'], &zero]), "to");
+    assert_eq!(order(&[&[8, 1, 0xff]]), "slot");
+    for (first, last) in [(zero, one), (one, zero), (two, one), (one, beyond)] {
+        assert_eq!(order(&[&[9], &first, &last]), "range");
+    }
+    let reply = |rest: &[&[u8]]| named(MessageType::ControlReply, &rest.concat());
+    assert_eq!(reply(&[&[5], &two, &one, &zero, &[0; 16], &[0; 16]]), "range");
+    assert_eq!(reply(&[&[5], &one, &two, &zero, &[0; 16], &[0; 16]]), "last");
+    assert_eq!(reply(&[&[6], &zero]), "damaged");
+    assert_eq!(reply(&[&[7], &beyond]), "marked");
+    let (request, begin) = (MessageType::SnapshotRequest, MessageType::SnapshotBegin);
+    let asked = |rest: &[&[u8]]| named(request, &[&[0; 16], &rest.concat()[..]].concat());
+    assert_eq!(asked(&[&[0], &zero, &[0]]), "node");
+    assert_eq!(asked(&[&[1, b'a'], &beyond, &[0]]), "at_least");
+    assert_eq!(asked(&[&[1, b'a'], &zero, &[2]]), "resume");
+    assert_eq!(asked(&[&[1, b'a'], &zero, &[1], &one, &two]), "id.number");
+    assert_eq!(named(begin, &[0; 30]), "at.offset");
+    let item = |name: &str| {
+        let payload = [&[0; 4][..], &[name.len() as u8], name.as_bytes(), &one].concat();
+        named(MessageType::SnapshotItem, &payload)
+    };
+    for name in ["", ".", "..", "a/b", "/etc/passwd", "a b", "ü", &"x".repeat(65)] {
+        assert_eq!(item(name), "name", "{name}");
+    }
+    assert_eq!(named(MessageType::SnapshotChunk, &[0; 12]), "bytes");
+    assert_eq!(named(MessageType::SnapshotChunk, &vec![0; 12 + MAX_CHUNK + 1]), "bytes");
+    assert_eq!(named(MessageType::SnapshotItemEnd, &[0; 27]), "digest");
+    assert_eq!(named(MessageType::SnapshotEnd, &[0; 27]), "digest");
+    assert_eq!(named(MessageType::SnapshotAck, &[0; 11]), "at.offset");
+    assert_eq!(named(MessageType::NeedSnapshot, &[&zero[..], &[3], b"x:y"].concat()), "provider");
+    let largest = SnapshotChunk { at: SnapshotPlace::default(), bytes: &[7; MAX_CHUNK] };
+    let bytes = frame(&Message::SnapshotChunk(largest));
+    assert_eq!(Message::decode(&bytes).map(|(_, read)| read), Ok(Message::SnapshotChunk(largest)));
+}
+
+/// A status that says this of what the node keeps.
+fn status_with(keeping: Keeping) -> Message<'static> {
+    let status = NodeStatus { keeping: Box::new(keeping), ..plain_status() };
+    Message::ControlReply(ControlReply::Status(Box::new(status)))
+}
+
+fn plain_status() -> NodeStatus {
+    NodeStatus {
+        group: GroupId::from_bits(1),
+        node: NodeId::new("a").expect("a name"),
+        role: Role::Electable,
+        part: Part::Waiting,
+        standing: Standing::Newcomer,
+        term: Term::NONE,
+        master: None,
+        positions: Ack::default(),
+        committed: None,
+        health: Health::Healthy,
+        failed: None,
+        keeping: Box::default(),
+        members: Vec::new(),
+    }
+}
+
+#[test]
+fn what_a_node_keeps_is_refused_by_name() {
+    // Where it begins in the payload: every part of the empty one is at a fixed place from there on.
+    let payload = frame(&status_with(Keeping::default()))[HEADER_LEN..].to_vec();
+    let keeping = payload.len() - 1 - (8 + 1 + (4 + 2) + 1 + 1 + 32 + 1 + 1 + 24);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut changed = payload.clone();
+        changed[keeping + at..keeping + at + bytes.len()].copy_from_slice(bytes);
+        match Message::decode(&around(MessageType::ControlReply, &changed)) {
+            Err(
+                WireError::Value { field, .. }
+                | WireError::Text { field, .. }
+                | WireError::Short { field, .. },
+            ) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(Message::decode(&around(MessageType::ControlReply, &payload)).is_ok());
+    assert_eq!(with(0, &[255; 8]), "oldest");
+    // A pin whose owner has no bytes, then VLSN 0.
+    assert_eq!(with(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "pin.from");
+    assert_eq!(with(9, &u32::MAX.to_le_bytes()), "slots");
+    assert_eq!(with(9, &3u32.to_le_bytes()), "slots");
+    assert_eq!(with(13, &[2]), "slots");
+    assert_eq!(with(15, &[2]), "fetching");
+    assert_eq!(with(15, &[1]), "transfer.at");
+    assert_eq!(with(16, &[255]), "transfer.at");
+    assert_eq!(with(17, &[255; 8]), "scrub.at");
+    assert_eq!(with(49, &[2]), "damaged");
+    assert_eq!(with(49, &[1]), "damaged");
+    assert_eq!(with(50, &[2]), "archive");
+    assert_eq!(with(51, &[255; 8]), "engine.at");
+    assert_eq!(with(59, &[1]), "engine.digest");
+}
+
+#[test]
+fn a_status_is_cut_to_what_the_wire_carries_and_never_panics() {
+    let one = keeping();
+    let long = "ü".repeat(300);
+    let slots = (0..80u64).map(|at| Slot { name: format!("s{at}"), ..one.slots[0].clone() }).collect();
+    let told = Keeping {
+        pins: vec![PinStatus { owner: long.clone(), since: Duration::MAX, ..one.pins[0].clone() }; 300],
+        giving: vec![TransferStatus { peer: long.clone(), of: Some(u64::MAX), ..one.giving[0].clone() }; 300],
+        // No list that a group can have: none is told.
+        slots,
+        archive: Some(ArchiveStatus { failed: Some(long.clone()), ..ArchiveStatus::default() }),
+        ..one
+    };
+    let bytes = frame(&status_with(told));
+    let Ok((_, Message::ControlReply(ControlReply::Status(read)))) = Message::decode(&bytes) else {
+        panic!("a status");
+    };
+    let cut = "ü".repeat(127);
+    assert_eq!((read.keeping.pins.len(), read.keeping.giving.len()), (MAX_PINS, MAX_PINS));
+    assert_eq!((&read.keeping.pins[0].owner, &read.keeping.giving[0].peer), (&cut, &cut));
+    assert_eq!((read.keeping.giving[0].of, read.keeping.slots.len()), (None, 0));
+    assert_eq!(read.keeping.archive.and_then(|archive| archive.failed), Some(cut));
+    // The most that a group may have of everything fits.
+    let slots: Vec<Slot> = (0..Slots::MAX)
+        .map(|at| Slot { name: format!("{at:02}{}", "x".repeat(62)), ..keeping().slots[0].clone() })
+        .collect();
+    let bytes = frame(&status_with(Keeping { slots: slots.clone(), ..keeping() }));
+    let Ok((_, Message::ControlReply(ControlReply::Status(read)))) = Message::decode(&bytes) else {
+        panic!("a status");
+    };
+    assert_eq!(read.keeping.slots, slots);
+}
+
+#[test]
+fn an_order_whose_text_fits_no_message_is_found_before_it_is_sent() {
+    let slot = |len| Order::DropSlot { name: "x".repeat(len) };
+    assert_eq!((slot(1).misfit(), slot(64).misfit()), (None, None));
+    assert_eq!((slot(0).misfit(), slot(65).misfit()), (Some(("slot", 0)), Some(("slot", 65))));
+    let member = Member { region: "r".repeat(65), ..Member::electable(NodeId::new("a").expect("a name")) };
+    assert_eq!(Order::Change(Change::Add(member)).misfit(), Some(("region", 65)));
+    let long = Address::Unix("/".repeat(300).into());
+    let moved = Change::Move { node: NodeId::new("a").expect("a name"), to: long.clone() };
+    assert_eq!(Order::Change(moved).misfit(), Some(("address", 305)));
+    // What passes can be sent.
+    for message in group_samples() {
+        if let Message::Control(Control { order, .. }) = &message {
+            assert_eq!(order.misfit(), None);
+            assert!(Message::decode(&frame(&message)).is_ok());
+        }
+    }
 }
 
 #[test]
@@ -542,7 +783,96 @@ fn order() -> impl Strategy<Value = Order> {
         (maybe, millis()).prop_map(|(to, patience)| Order::Transfer { to, patience }),
         any::<u32>().prop_map(|term| Order::Promote { term: Term::new(term) }),
         any::<u32>().prop_map(|term| Order::Demote { term: Term::new(term) }),
+        (slot_name(), vlsn()).prop_map(|(name, from)| Order::CreateSlot { name, from }),
+        (slot_name(), entry()).prop_map(|(name, to)| Order::MoveSlot { name, to }),
+        slot_name().prop_map(|name| Order::DropSlot { name }),
+        range().prop_map(|range| Order::Digest { range }),
+        prop_oneof![Just(Order::Verify), Just(Order::Scrub), Just(Order::Archive)],
     ]
+}
+
+fn slot_name() -> impl Strategy<Value = String> {
+    "\\PC{1,16}"
+}
+
+fn range() -> impl Strategy<Value = VlsnRange> {
+    (entry(), entry()).prop_filter_map("rises", |(a, b)| VlsnRange::new(a.min(b), a.max(b)))
+}
+
+fn slots() -> impl Strategy<Value = Vec<Slot>> {
+    let invalid = prop_oneof![
+        Just(None),
+        Just(Some(Invalid::Bytes)),
+        Just(Some(Invalid::Age)),
+        Just(Some(Invalid::Disk))
+    ];
+    let one = (slot_name(), entry(), any::<u64>(), invalid).prop_map(|(name, from, created, invalid)| Slot {
+        name,
+        from,
+        created,
+        invalid,
+    });
+    proptest::collection::vec(one, 0..5)
+        .prop_filter_map("names", |list| Some(Slots::new(list).ok()?.iter().cloned().collect()))
+}
+
+fn transfer() -> impl Strategy<Value = TransferStatus> {
+    let of = proptest::option::of(0..u64::MAX);
+    ("\\PC{0,60}", entry(), any::<u64>(), of).prop_map(|(peer, at, bytes, of)| TransferStatus {
+        peer,
+        at,
+        bytes,
+        of,
+    })
+}
+
+fn any_keeping() -> impl Strategy<Value = Keeping> {
+    let pin = ("\\PC{0,60}", entry(), millis(), any::<u64>())
+        .prop_map(|(owner, from, since, bytes)| PinStatus { owner, from, since, bytes });
+    let scrub = (vlsn(), any::<[u64; 2]>(), any::<[u32; 2]>())
+        .prop_map(|(at, [ended, bytes], [found, healed])| ScrubStatus { at, ended, bytes, found, healed });
+    let archive = (vlsn(), vlsn(), proptest::option::of("\\PC{1,60}"))
+        .prop_map(|(last, base, failed)| ArchiveStatus { last, base, failed });
+    let engine = (entry(), any::<u128>()).prop_map(|(at, digest)| EngineDigest { at, digest });
+    let lists = (proptest::collection::vec(pin, 0..4), slots(), proptest::collection::vec(transfer(), 0..3));
+    let maybe = (
+        proptest::option::of(transfer()),
+        proptest::option::of(range()),
+        proptest::option::of(archive),
+        proptest::option::of(engine),
+    );
+    (vlsn(), lists, scrub, maybe).prop_map(|(oldest, (pins, slots, giving), scrub, maybe)| {
+        let (fetching, damaged, archive, engine) = maybe;
+        Keeping { oldest, pins, slots, fetching, giving, scrub, damaged, archive, engine }
+    })
+}
+
+fn snapshot_message() -> impl Strategy<Value = Message<'static>> {
+    let id = any::<[u64; 3]>().prop_map(|[incarnation, session, number]| SnapshotId {
+        incarnation,
+        session,
+        number,
+    });
+    let place = || (any::<u32>(), any::<u64>()).prop_map(|(item, offset)| SnapshotPlace { item, offset });
+    let resume = proptest::option::of((id.clone(), place()));
+    let request = (any::<u128>(), node(), vlsn(), resume).prop_map(|(group, node, at_least, resume)| {
+        let group = GroupId::from_bits(group);
+        Message::SnapshotRequest(SnapshotRequest { group, node, at_least, resume })
+    });
+    let begin = (id, place(), proptest::collection::vec(any::<u8>(), 0..300))
+        .prop_map(|(id, from, base)| Message::SnapshotBegin(SnapshotBegin { id, from, base }));
+    let item = (any::<u32>(), "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", proptest::option::of(0..u64::MAX))
+        .prop_map(|(item, name, len)| Message::SnapshotItem(SnapshotItem { item, name, len }));
+    let chunk = (place(), proptest::sample::select(vec![&b"x"[..], b"some bytes", &[0; 4096]]))
+        .prop_map(|(at, bytes)| Message::SnapshotChunk(SnapshotChunk { at, bytes }));
+    let item_end = (place(), any::<u128>())
+        .prop_map(|(at, digest)| Message::SnapshotItemEnd(SnapshotItemEnd { at, digest }));
+    let end = (any::<u32>(), any::<u64>(), any::<u128>())
+        .prop_map(|(items, bytes, digest)| Message::SnapshotEnd(SnapshotEnd { items, bytes, digest }));
+    let ack = place().prop_map(|at| Message::SnapshotAck(SnapshotAck { at }));
+    let need = (vlsn(), address())
+        .prop_map(|(oldest, provider)| Message::NeedSnapshot(NeedSnapshot { oldest, provider }));
+    prop_oneof![request, begin, item, chunk, item_end, end, ack, need]
 }
 
 fn member_status() -> impl Strategy<Value = MemberStatus> {
@@ -556,9 +886,9 @@ fn status() -> impl Strategy<Value = NodeStatus> {
     let parts = [Part::Master, Part::Replica, Part::Candidate, Part::Waiting, Part::Failed];
     let who = (any::<u128>(), node(), role(), 0..parts.len(), standing(), any::<u32>());
     let what = (proptest::option::of(node()), positions(), vlsn(), health());
-    let more =
-        (proptest::option::of("\\PC{1,60}"), proptest::collection::vec(member_status(), 0..Members::MAX));
-    (who, what, more).prop_map(move |(who, what, (failed, members))| {
+    let members = proptest::collection::vec(member_status(), 0..Members::MAX);
+    let more = (proptest::option::of("\\PC{1,60}"), members, any_keeping());
+    (who, what, more).prop_map(move |(who, what, (failed, members, keeping))| {
         let (group, node, role, part, standing, term) = who;
         let (master, positions, committed, health) = what;
         NodeStatus {
@@ -573,7 +903,7 @@ fn status() -> impl Strategy<Value = NodeStatus> {
             committed,
             health,
             failed,
-            keeping: Box::default(),
+            keeping: Box::new(keeping),
             members,
         }
     })
@@ -615,14 +945,22 @@ fn group_message() -> impl Strategy<Value = Message<'static>> {
         "\\PC{0,60}".prop_map(ControlReply::Done),
         address().prop_map(|hint| ControlReply::NotMaster { hint }),
         "\\PC{0,60}".prop_map(ControlReply::Refused),
+        (range(), any::<u64>(), any::<u128>(), any::<[u32; 2]>()).prop_map(
+            |(range, bytes, digest, [term, crc])| {
+                let last = Position { vlsn: range.last(), term: Term::new(term), crc };
+                ControlReply::Digest(RangeDigest { range, bytes, digest, last })
+            }
+        ),
+        entry().prop_map(ControlReply::Damaged),
+        entry().prop_map(ControlReply::Marked),
     ];
     prop_oneof![vote, answer, announce, survey, surveyed, control, reply.prop_map(Message::ControlReply)]
 }
 
 /// An address has a short form too, which is read.
 fn may_hold_an_address(kind: MessageType) -> bool {
-    use MessageType::{Announce, Control, ControlReply, Hello, Reject};
-    matches!(kind, Announce | Control | ControlReply | Hello | Reject)
+    use MessageType::{Announce, Control, ControlReply, Hello, NeedSnapshot, Reject};
+    matches!(kind, Announce | Control | ControlReply | Hello | NeedSnapshot | Reject)
 }
 
 fn history() -> impl Strategy<Value = Vec<TermSpan>> {
@@ -706,6 +1044,16 @@ proptest! {
         let payload = &out[HEADER_LEN..];
         let short = around(message.kind(), &payload[..cut.index(payload.len())]);
         prop_assert!(Message::decode(&short).is_err());
+    }
+
+    #[test]
+    fn arbitrary_messages_of_a_snapshot_round_trip(message in snapshot_message(), term: u32, cut: prop::sample::Index) {
+        let mut out = Vec::new();
+        message.encode(Term::new(term), 1, &mut out);
+        prop_assert_eq!(Message::decode(&out).map(|(_, read)| read), Ok(message.clone()));
+        let payload = &out[HEADER_LEN..];
+        let needed = fixed_part(message.kind()).unwrap_or(payload.len());
+        prop_assert!(Message::decode(&around(message.kind(), &payload[..cut.index(needed)])).is_err());
     }
 
     #[test]

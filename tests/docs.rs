@@ -6,11 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quorate::entry::{EntryKind, NewEntry, Placement, TxnId, encode, verify_run};
-use quorate::ids::LogEnd;
+use quorate::ids::{LogEnd, VlsnRange};
 use quorate::members::{Admission, Member, Members, Role};
 use quorate::wire::frame::FrameHeader;
-use quorate::wire::message::{Ack, Entries, Message, Round, Vote, VoteReason};
+use quorate::wire::message::{
+    Ack, Control, ControlReply, Entries, Message, Order, RangeDigest, Round, Vote, VoteReason,
+};
 use quorate::{GroupId, NodeId, Position, Term, Vlsn};
+use twox_hash::XxHash3_128;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -95,7 +98,22 @@ fn the_frames_shown_are_the_frames_made() {
         reason: VoteReason::PrimaryFailure,
         instead_of: None,
     });
-    let all = [("frame Entries", sent, 1, 3), ("frame Ack", acked, 1, 2), ("frame Vote", asked, 2, 0)];
+    let range = VlsnRange::new(Vlsn::FIRST, Vlsn::FIRST.next()).unwrap();
+    let order = Order::Digest { range };
+    let wanted = Message::Control(Control { group: GroupId::from_bits(0x0f), order });
+    let digested = Message::ControlReply(ControlReply::Digest(RangeDigest {
+        range,
+        bytes: run.len() as u64,
+        digest: XxHash3_128::oneshot(&run),
+        last: verify_run(&run, None).unwrap().last,
+    }));
+    let all = [
+        ("frame Entries", sent, 1, 3),
+        ("frame Ack", acked, 1, 2),
+        ("frame Vote", asked, 2, 0),
+        ("frame Control", wanted, 0, 0),
+        ("frame ControlReply", digested, 1, 0),
+    ];
     for (mark, message, term, sequence) in all {
         let (shown, mut made) = (hex(&protocol, mark), Vec::new());
         message.encode(Term::new(term), sequence, &mut made);

@@ -60,6 +60,14 @@ pub enum ClientError {
         /// The limit.
         limit: u32,
     },
+    /// A text of the order is longer or shorter than it may be: nothing was sent.
+    #[error("the {field} has {len} bytes, which no message carries")]
+    Misfit {
+        /// Of what.
+        field: &'static str,
+        /// Its bytes.
+        len: usize,
+    },
     /// The time is up, and no node that was reached was the master.
     #[error("no master was found in time{}", Hinted(hint.as_ref()))]
     NoMaster {
@@ -79,6 +87,7 @@ impl ClientError {
             | ClientError::Unreachable { .. }
             | ClientError::Rejected { .. }
             | ClientError::TooLong { .. }
+            | ClientError::Misfit { .. }
             | ClientError::NoMaster { .. } => false,
         }
     }

@@ -82,6 +82,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`]. An order that got no answer is not given again: it may have been carried out.
     pub fn order(&mut self, group: GroupId, order: Order, wait: Wait) -> Result<ControlReply, ClientError> {
+        if let Some((field, len)) = order.misfit() {
+            return Err(ClientError::Misfit { field, len });
+        }
         let message = Message::Control(Control { group, order });
         self.exchange(&message, wait, |answer| match answer {
             Message::ControlReply(reply) => Some(reply),

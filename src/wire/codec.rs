@@ -65,8 +65,8 @@ impl Message<'_> {
     /// Replaces what is in `out` by the message's frame, header and payload. Allocates only if `out` is too small.
     ///
     /// # Panics
-    /// If a text or a list is longer than this module's limits, or an optional slot name is empty: callers check their
-    /// configuration first.
+    /// If a text or a list is longer than this module's limits, an optional slot name is empty, or a chunk is: callers
+    /// check their configuration first, and orders by [`Order::misfit`]. A status is cut to what fits.
     pub fn encode(&self, term: Term, sequence: u64, out: &mut Vec<u8>) {
         out.clear();
         out.resize(HEADER_LEN, 0);
@@ -86,7 +86,8 @@ impl Message<'_> {
 
 impl<'a> Message<'a> {
     /// Reads the message in a whole frame. Never panics, whatever the bytes, and allocates no more than the payload has
-    /// bytes (a term history's spans take 16 bytes for 12).
+    /// bytes (a term history's spans take 16 bytes for 12, and the lists of a status, of at most 255 each, a few times
+    /// theirs).
     ///
     /// # Errors
     /// [`WireError`]; `Compressed` for an Entries frame that has to be expanded first.

@@ -187,6 +187,9 @@ pub(super) fn take_keeping(take: &mut Take<'_>) -> Result<Keeping, WireError> {
         });
     }
     let (at, digest) = (take.vlsn("engine.at")?, take.u128("engine.digest")?);
+    if at.is_none() && digest != 0 {
+        return Err(take.value("engine.digest", digest as u64));
+    }
     keeping.engine = at.map(|at| EngineDigest { at, digest });
     Ok(keeping)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::ids::{GroupId, LogEnd, NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::members::{Change, Health, Member, Role, Standing};
-use crate::wire::message::Ack;
+use crate::wire::message::{Ack, MAX_ADDRESS, MAX_TEXT};
 use crate::wire::recovery::{Keeping, RangeDigest};
 
 /// By what right a node feeds another.
@@ -189,6 +189,29 @@ pub enum Order {
     Scrub,
     /// Write a base to the archive now.
     Archive,
+}
+
+impl Order {
+    /// What of it fits no message, and how many bytes that has: such an order can't be sent.
+    pub fn misfit(&self) -> Option<(&'static str, usize)> {
+        let text = |field, text: &str, least| {
+            (!(least..=MAX_TEXT).contains(&text.len())).then_some((field, text.len()))
+        };
+        let address = |address: &Address| {
+            let len = address.to_string().len();
+            (len > MAX_ADDRESS).then_some(("address", len))
+        };
+        match self {
+            Order::Change(Change::Add(member)) => {
+                text("region", &member.region, 0).or_else(|| member.address.as_ref().and_then(address))
+            }
+            Order::Change(Change::Move { to, .. }) => address(to),
+            Order::CreateSlot { name, .. } | Order::MoveSlot { name, .. } | Order::DropSlot { name } => {
+                text("slot", name, 1)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An operator's order.
