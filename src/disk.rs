@@ -27,6 +27,8 @@ pub trait Disk: Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the directory's entries durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that the directory's filesystem has left for us.
+    fn space(&self, dir: &Path) -> io::Result<u64>;
     /// Takes the exclusive lock that this file stands for, creating the file if missing; held until the guard drops.
     /// Fails at once with `WouldBlock` if another process, or another holder in this one, has it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
@@ -103,6 +105,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(dir)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
@@ -192,6 +199,14 @@ mod tests {
         assert_eq!(RealDisk.lock(&path).err().unwrap().kind(), io::ErrorKind::WouldBlock);
         drop(held);
         assert!(RealDisk.lock(&path).is_ok());
+    }
+
+    #[test]
+    fn the_space_of_a_filesystem_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = RealDisk.space(dir.path()).unwrap();
+        assert!(left > 0 && left < u64::MAX / 2, "{left}");
+        assert!(RealDisk.space(&dir.path().join("none")).is_err());
     }
 
     #[test]

@@ -399,6 +399,8 @@ pub struct RunSummary {
     pub timestamp: u64,
     /// Whether one of them is a membership entry.
     pub memberships: bool,
+    /// Whether one of them is a list of slots.
+    pub slots: bool,
 }
 
 /// Why a run of entries does not continue a log.
@@ -466,16 +468,16 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
     let first = expected;
     let mut rest = bytes;
     let mut last: Option<Header> = None;
-    let mut memberships = false;
+    let (mut memberships, mut slots) = (false, false);
     while !rest.is_empty() {
         if let Some(behind) = last.and_then(|header| header.position()).or(after) {
-            let mut stand = Stand { offset: 0, behind, timestamp: 0, memberships };
+            let mut stand = Stand { offset: 0, behind, timestamp: 0, memberships, slots };
             if skim::<true>(rest, &mut stand, u32::MAX, rest.len()) > 0 {
-                memberships = stand.memberships;
+                (memberships, slots) = (stand.memberships, stand.slots);
                 if stand.offset == rest.len() {
                     let range = VlsnRange::new(first, stand.behind.vlsn).ok_or(RunError::Empty)?;
                     let Stand { behind: last, timestamp, .. } = stand;
-                    return Ok(RunSummary { range, last, timestamp, memberships });
+                    return Ok(RunSummary { range, last, timestamp, memberships, slots });
                 }
                 rest = &rest[stand.offset..];
                 let behind = stand.behind;
@@ -487,6 +489,7 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
         let header = entry.header();
         follows(header, expected, term, prev)?;
         memberships |= header.kind == EntryKind::MEMBERSHIP;
+        slots |= header.kind == EntryKind::SLOTS;
         rest = &rest[header.entry_len()..];
         (expected, term, prev) = (expected.next(), header.term, header.crc);
         last = Some(*header);
@@ -494,7 +497,7 @@ pub fn verify_run(bytes: &[u8], after: Option<Position>) -> Result<RunSummary, R
     match last.and_then(|header| Some((header.position()?, header.timestamp))) {
         Some((last, timestamp)) => {
             let range = VlsnRange::new(first, last.vlsn).ok_or(RunError::Empty)?;
-            Ok(RunSummary { range, last, timestamp, memberships })
+            Ok(RunSummary { range, last, timestamp, memberships, slots })
         }
         None => Err(RunError::Empty),
     }

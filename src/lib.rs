@@ -122,6 +122,7 @@ pub mod policy;
 pub mod progress;
 pub mod quorum;
 pub mod replica;
+pub mod retention;
 pub mod roster;
 pub mod runtime;
 #[cfg(feature = "sim")]

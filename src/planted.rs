@@ -89,14 +89,15 @@ pub(crate) fn trust_run(
     let (mut expected, mut term, mut prev) =
         last.map_or((Vlsn::FIRST, first.term, 0), |last| (last.vlsn.next(), last.term, last.crc));
     let (from, mut rest, mut summary) = (expected, run, Err(RunError::Empty));
-    let mut memberships = false;
+    let (mut memberships, mut slots) = (false, false);
     while !rest.is_empty() {
         let header = parse(rest, expected)?;
         follows(&header, expected, term, prev)?;
         let position = Position { vlsn: expected, term: header.term, crc: header.crc };
         let range = VlsnRange::new(from, expected).ok_or(RunError::Empty)?;
         memberships |= header.kind == EntryKind::MEMBERSHIP;
-        summary = Ok(RunSummary { range, last: position, timestamp: header.timestamp, memberships });
+        slots |= header.kind == EntryKind::SLOTS;
+        summary = Ok(RunSummary { range, last: position, timestamp: header.timestamp, memberships, slots });
         rest = rest.get(header.entry_len()..).unwrap_or(&[]);
         (expected, term, prev) = (expected.next(), header.term, header.crc);
     }

@@ -1,4 +1,5 @@
-//! The log knows where its membership entries stand, however they came in and whatever became of the log since.
+//! The log knows where its membership entries and lists of slots stand, however they came in and whatever became of the log
+//! since.
 
 mod common;
 
@@ -21,17 +22,38 @@ fn expected(range: impl Iterator<Item = u64>) -> Vec<Vlsn> {
     range.filter(|vlsn| is_membership(*vlsn)).map(v).collect()
 }
 
+/// Where the lists of slots stand that [`mixed`] appends.
+fn is_list(vlsn: u64) -> bool {
+    vlsn % 11 == 5
+}
+
+fn lists(range: impl Iterator<Item = u64>) -> Vec<Vlsn> {
+    range.filter(|vlsn| is_list(*vlsn) && !is_membership(*vlsn)).map(v).collect()
+}
+
+/// Both lists of what the log knows have to be as they should be.
+#[track_caller]
+fn knows(log: &Log, range: impl Iterator<Item = u64> + Clone) {
+    assert_eq!(log.memberships(), expected(range.clone()));
+    assert_eq!(log.slot_lists(), lists(range));
+}
+
 /// Appends entries up to `to`, a new term every 40.
 fn mixed(log: &Log, to: u64) {
     while let next @ 1.. = Vlsn::after(log.last().map(|last| last.vlsn)).get() {
         if next > to {
             return;
         }
-        let kind = if is_membership(next) { EntryKind::MEMBERSHIP } else { EntryKind::DATA };
+        let kind = match next {
+            _ if is_membership(next) => EntryKind::MEMBERSHIP,
+            _ if is_list(next) => EntryKind::SLOTS,
+            _ => EntryKind::DATA,
+        };
         let payload = payload(next);
         log.append(t(1 + (next / 40) as u32), &[NewEntry { kind, txn: None, payload: &payload }]).unwrap();
         let known = log.memberships();
         assert_eq!(known.last() == Some(&v(next)), is_membership(next), "known at once");
+        assert_eq!(log.slot_lists().last() == Some(&v(next)), kind == EntryKind::SLOTS, "known at once");
     }
 }
 
@@ -54,18 +76,18 @@ fn they_are_known_right_after_an_append_and_after_opening_again() {
             let (log, _) = open(dir.path());
             assert_eq!(log.memberships(), []);
             mixed(&log, 200);
-            assert_eq!(log.memberships(), expected(1..=200));
+            knows(&log, 1..=200);
             if flushed > 0 {
                 log.flush(v(flushed), Wait::Now).unwrap();
                 settle(&mut log.flusher());
             }
             let log = reopened(log, dir.path(), cleanly);
-            assert_eq!(log.memberships(), expected(1..=200));
+            knows(&log, 1..=200);
             // Now most of them are known from the sidecars.
             let log = reopened(log, dir.path(), true);
-            assert_eq!(log.memberships(), expected(1..=200));
+            knows(&log, 1..=200);
             mixed(&log, 230);
-            assert_eq!(log.memberships(), expected(1..=230));
+            knows(&log, 1..=230);
         }
     }
 }
@@ -86,6 +108,7 @@ fn one_that_is_too_long_to_be_staged_is_known_too() {
         .unwrap();
     log.append(t(1), &[entry(EntryKind::MEMBERSHIP)]).unwrap();
     assert_eq!(log.memberships(), [v(2), v(4)]);
+    assert_eq!(log.slot_lists(), []);
     assert_eq!(log.payload(v(4)).unwrap(), long);
     // One that is refused is none.
     disk.0.fail_write.store(true, Ordering::SeqCst);
@@ -121,13 +144,14 @@ fn they_are_known_after_a_run_of_any_length() {
             let summary = verify_run(&bytes, after).unwrap();
             let range = summary.range.first().get()..=summary.range.last().get();
             assert_eq!(summary.memberships, range.clone().any(is_membership), "{range:?}");
+            assert_eq!(summary.slots, !lists(range.clone()).is_empty(), "{range:?}");
             replica.append_run(&bytes, &summary).unwrap();
-            assert_eq!(replica.memberships(), expected(1..=summary.last.vlsn.get()));
+            knows(&replica, 1..=summary.last.vlsn.get());
             after = Some(summary.last);
         }
         assert_eq!(replica.term_history(), master.term_history());
         let replica = reopened(replica, to.path(), most % 2 == 0);
-        assert_eq!(replica.memberships(), expected(1..=300));
+        knows(&replica, 1..=300);
     }
 }
 
@@ -146,7 +170,7 @@ fn a_run_that_could_not_be_written_leaves_none() {
     assert_eq!((replica.memberships(), replica.term_history()), (vec![], vec![]));
     disk.0.fail_write.store(false, Ordering::SeqCst);
     replica.append_run(&bytes, &summary).unwrap();
-    assert_eq!(replica.memberships(), expected(1..=10));
+    knows(&replica, 1..=10);
 }
 
 #[test]
@@ -160,13 +184,13 @@ fn a_cut_at_every_vlsn_takes_those_behind_it() {
             settle(&mut log.flusher());
         }
         log.truncate_after(Vlsn::new(keep)).unwrap();
-        assert_eq!(log.memberships(), expected(1..=keep));
+        knows(&log, 1..=keep);
         let log = reopened(log, dir.path(), keep % 3 == 0);
-        assert_eq!(log.memberships(), expected(1..=keep));
+        knows(&log, 1..=keep);
         fill(&log, 9, 20);
-        assert_eq!(log.memberships(), expected(1..=keep), "entries of another kind stand there now");
+        knows(&log, 1..=keep);
         let log = reopened(log, dir.path(), true);
-        assert_eq!(log.memberships(), expected(1..=keep));
+        knows(&log, 1..=keep);
     }
 }
 
@@ -179,12 +203,12 @@ fn those_that_are_pruned_are_forgotten() {
     settle(&mut log.flusher());
     for floor in [20, 100, 101, 250] {
         let oldest = log.prune(v(floor)).unwrap().oldest.unwrap().get();
-        assert_eq!(log.memberships(), expected(oldest..=300));
+        knows(&log, oldest..=300);
     }
     let oldest = log.oldest().unwrap().get();
     assert!(oldest > 150);
     let log = reopened(log, dir.path(), true);
-    assert_eq!(log.memberships(), expected(oldest..=300));
+    knows(&log, oldest..=300);
 }
 
 #[test]
@@ -207,7 +231,7 @@ fn a_sidecar_that_was_lost_is_made_again_with_them() {
         }
     }
     let (log, _) = open(dir.path());
-    assert_eq!(log.memberships(), expected(1..=200));
+    knows(&log, 1..=200);
     assert_eq!(read_all(&log).unwrap().len(), 200);
     assert_eq!(read(), before);
 }

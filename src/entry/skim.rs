@@ -21,6 +21,8 @@ pub(crate) struct Stand {
     pub timestamp: u64,
     /// Whether the walk, if it verified, went over a membership entry.
     pub memberships: bool,
+    /// The same of a list of slots.
+    pub slots: bool,
 }
 
 /// Goes over whole replicated entries in `bytes`, each of which follows the one before it, checks their headers, and
@@ -31,7 +33,7 @@ pub(crate) fn skim<const VERIFY: bool>(bytes: &[u8], stand: &mut Stand, most: u3
     let mut offset = stand.offset;
     let (mut vlsn, mut term, mut crc) = (stand.behind.vlsn.get(), stand.behind.term.get(), stand.behind.crc);
     let mut timestamp = stand.timestamp;
-    let mut memberships = stand.memberships;
+    let (mut memberships, mut slots) = (stand.memberships, stand.slots);
     let mut count = 0;
     while count < most {
         let Some(rest) = bytes.get(offset..) else { break };
@@ -62,13 +64,14 @@ pub(crate) fn skim<const VERIFY: bool>(bytes: &[u8], stand: &mut Stand, most: u3
         term = u32_at(fixed, 16);
         crc = stored;
         memberships |= VERIFY && fixed[20] == EntryKind::MEMBERSHIP.0;
+        slots |= VERIFY && fixed[20] == EntryKind::SLOTS.0;
         timestamp = u64_at(fixed, 28);
         offset += len;
         count += 1;
     }
     if let (1.., Some(vlsn)) = (count, Vlsn::new(vlsn)) {
         let behind = Position { vlsn, term: Term::new(term), crc };
-        *stand = Stand { offset, behind, timestamp, memberships };
+        *stand = Stand { offset, behind, timestamp, memberships, slots };
     }
     count
 }

@@ -187,14 +187,13 @@ impl Core {
         side.to_seal.remove(0);
         let Some((_, end)) = segment.unsealed() else { return true };
         let Some(last) = self.catalog.lock().end_of(segment.first) else { return true };
-        let (spans, memberships) = {
+        let (spans, stated) = {
             let stage = self.stage.lock();
-            let inside = segment.first..=last.vlsn;
-            let memberships = stage.memberships.iter().copied().filter(|at| inside.contains(at)).collect();
-            (clip_spans(&stage.terms, segment.first, last.vlsn), memberships)
+            let stated = stage.stated.within(segment.first..=last.vlsn);
+            (clip_spans(&stage.terms, segment.first, last.vlsn), stated)
         };
         let (first, base, points) = (segment.first, segment.base, segment.points());
-        let sidecar = Sidecar { first, base, end, last, points, spans, memberships };
+        let sidecar = Sidecar { first, base, end, last, points, spans, stated };
         match sidecar.store(&*self.disk, &self.config.dir, self.config.group) {
             Ok(()) => segment.seal(),
             // Not sealed, and not lost either: later marks cover it, and opening makes the sidecar again.

@@ -11,15 +11,16 @@ use crate::log::error::{Failed, FileDamage, IoFailure};
 use crate::log::format::{
     SEGMENT_HEADER_LEN, check, put_crc, put_position, put_start, sidecar_name, take_position,
 };
+use crate::log::stated::Stated;
 
 /// Bytes between two points of an index, at least; a run that was appended at once is not divided.
 pub(super) const POINT_EVERY: u64 = 64 * 1024;
 
 const MAGIC: &[u8; 8] = b"QRINDEX\0";
-/// The version that is written, and the latest that is read. Version 1 did not list the membership entries, and no log
-/// of its time had any.
-const VERSION: u32 = 2;
-/// All but the lists and, from version 2 on, the number of membership entries.
+/// The version that is written, and the latest that is read. Version 1 did not list the membership entries, and version 2
+/// not the lists of slots; no log of its time had any.
+const VERSION: u32 = 3;
+/// All but the lists and the numbers of membership entries, from version 2 on, and of lists of slots, from version 3 on.
 const FIXED_LEN: usize = 12 + 16 + 8 + 16 + 8 + 16 + 4 + 4 + 4;
 const COUNT_LEN: usize = 4;
 const POINT_LEN: usize = 16;
@@ -53,15 +54,15 @@ pub(super) struct Sidecar {
     pub points: Vec<Point>,
     /// The terms in it, ascending; the first begins at `first` even if the term began before.
     pub spans: Vec<TermSpan>,
-    /// The membership entries in it, ascending.
-    pub memberships: Vec<Vlsn>,
+    pub stated: Stated,
 }
 
 impl Sidecar {
     pub(super) fn encode(&self, group: GroupId) -> Vec<u8> {
-        let lists =
-            self.points.len() * POINT_LEN + self.spans.len() * SPAN_LEN + self.memberships.len() * VLSN_LEN;
-        let mut out = Vec::with_capacity(FIXED_LEN + COUNT_LEN + lists);
+        let Stated { memberships, slots } = &self.stated;
+        let stated = (memberships.len() + slots.len()) * VLSN_LEN;
+        let lists = self.points.len() * POINT_LEN + self.spans.len() * SPAN_LEN + stated;
+        let mut out = Vec::with_capacity(FIXED_LEN + 2 * COUNT_LEN + lists);
         put_start(&mut out, MAGIC, VERSION);
         out.extend_from_slice(&group.bits().to_le_bytes());
         out.extend_from_slice(&self.first.get().to_le_bytes());
@@ -70,7 +71,8 @@ impl Sidecar {
         put_position(&mut out, Some(self.last));
         out.extend_from_slice(&(self.points.len() as u32).to_le_bytes());
         out.extend_from_slice(&(self.spans.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(self.memberships.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(memberships.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(slots.len() as u32).to_le_bytes());
         for point in &self.points {
             out.extend_from_slice(&point.vlsn.get().to_le_bytes());
             out.extend_from_slice(&point.offset.to_le_bytes());
@@ -79,7 +81,7 @@ impl Sidecar {
             out.extend_from_slice(&span.term.get().to_le_bytes());
             out.extend_from_slice(&span.first.get().to_le_bytes());
         }
-        for vlsn in &self.memberships {
+        for vlsn in memberships.iter().chain(slots) {
             out.extend_from_slice(&vlsn.get().to_le_bytes());
         }
         put_crc(&mut out);
@@ -111,13 +113,11 @@ impl Sidecar {
         let end = body.read_u64::<LE>()?;
         let last = take_position(body)?;
         let (points, spans) = (body.read_u32::<LE>()? as usize, body.read_u32::<LE>()? as usize);
-        let (memberships, fixed) = if version < 2 {
-            (0, FIXED_LEN)
-        } else {
-            (body.read_u32::<LE>()? as usize, FIXED_LEN + COUNT_LEN)
-        };
+        let memberships = if version < 2 { 0 } else { body.read_u32::<LE>()? as usize };
+        let slots = if version < 3 { 0 } else { body.read_u32::<LE>()? as usize };
+        let fixed = FIXED_LEN + COUNT_LEN * version.saturating_sub(1) as usize;
         let (Some(first), Some(last)) = (first, last) else { return Ok(None) };
-        let lists = [(points, POINT_LEN), (spans, SPAN_LEN), (memberships, VLSN_LEN)];
+        let lists = [(points, POINT_LEN), (spans, SPAN_LEN), (memberships, VLSN_LEN), (slots, VLSN_LEN)];
         let len =
             lists.iter().try_fold(fixed, |len, (count, each)| len.checked_add(count.checked_mul(*each)?));
         if len != Some(file_len) {
@@ -125,7 +125,8 @@ impl Sidecar {
         }
         let (point_count, span_count) = (points, spans);
         let (points, spans) = (Vec::new(), Vec::new());
-        let mut sidecar = Sidecar { first, base, end, last, points, spans, memberships: Vec::new() };
+        let stated = Stated::default();
+        let mut sidecar = Sidecar { first, base, end, last, points, spans, stated };
         for _ in 0..point_count {
             let (vlsn, offset) = (Vlsn::new(body.read_u64::<LE>()?), body.read_u64::<LE>()?);
             let Some(vlsn) = vlsn else { return Ok(None) };
@@ -136,9 +137,12 @@ impl Sidecar {
             let Some(vlsn) = vlsn else { return Ok(None) };
             sidecar.spans.push(TermSpan { term, first: vlsn });
         }
-        for _ in 0..memberships {
-            let Some(vlsn) = Vlsn::new(body.read_u64::<LE>()?) else { return Ok(None) };
-            sidecar.memberships.push(vlsn);
+        let Stated { memberships: members, slots: lists } = &mut sidecar.stated;
+        for (count, list) in [(memberships, members), (slots, lists)] {
+            for _ in 0..count {
+                let Some(vlsn) = Vlsn::new(body.read_u64::<LE>()?) else { return Ok(None) };
+                list.push(vlsn);
+            }
         }
         Ok(Some((group, sidecar)))
     }
@@ -206,7 +210,7 @@ mod tests {
             last: Position { vlsn: vlsn(40), term: Term::new(2), crc: 5 },
             points: vec![Point { vlsn: vlsn(20), offset: 3000 }, Point { vlsn: vlsn(30), offset: 6000 }],
             spans: vec![TermSpan { term: Term::new(2), first: vlsn(11) }],
-            memberships: vec![vlsn(12), vlsn(40)],
+            stated: Stated { memberships: vec![vlsn(12), vlsn(40)], slots: vec![vlsn(13)] },
         }
     }
 
@@ -226,16 +230,19 @@ mod tests {
     }
 
     #[test]
-    fn a_sidecar_of_version_1_is_read_and_lists_no_membership_entries() {
+    fn sidecars_of_older_versions_are_read_and_list_what_their_time_knew() {
         let group = GroupId::from_bits(3);
-        let mut bytes = Sidecar { memberships: Vec::new(), ..sidecar() }.encode(group);
-        bytes[8] = 1;
-        let count = FIXED_LEN - 4;
-        bytes.drain(count..count + COUNT_LEN);
-        bytes.truncate(bytes.len() - 4);
-        put_crc(&mut bytes);
-        let read = Sidecar::decode(&bytes, group, vlsn(11));
-        assert_eq!(read, Ok(Sidecar { memberships: Vec::new(), ..sidecar() }));
+        let members = Stated { memberships: vec![vlsn(12), vlsn(40)], slots: Vec::new() };
+        for (version, known) in [(1, Stated::default()), (2, members)] {
+            let expected = Sidecar { stated: known, ..sidecar() };
+            let mut bytes = expected.encode(group);
+            bytes[8] = version;
+            let counts = FIXED_LEN - 4 + (usize::from(version) - 1) * COUNT_LEN;
+            bytes.drain(counts..FIXED_LEN - 4 + 2 * COUNT_LEN);
+            bytes.truncate(bytes.len() - 4);
+            put_crc(&mut bytes);
+            assert_eq!(Sidecar::decode(&bytes, group, vlsn(11)), Ok(expected));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::log::error::{Failed, FileDamage, IoFailure};
 use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, first_in_name, sidecar_name};
 use crate::log::index::Sidecar;
 use crate::log::mmap::Mapping;
+use crate::log::stated::Stated;
 use crate::log::walk::{Window, walk};
 
 /// Where a segment's header has the group and the first VLSN.
@@ -116,7 +117,7 @@ struct Segment {
     /// Of the sidecar's points, those met.
     points: usize,
     spans: Vec<TermSpan>,
-    memberships: Vec<Vlsn>,
+    stated: Stated,
     /// Damage was found, so that its sidecar can't be compared.
     damaged: bool,
 }
@@ -248,9 +249,8 @@ impl Inspector {
         let sidecar = if damaged { None } else { self.sidecar(&path, first)? };
         let offset = SEGMENT_HEADER_LEN as u64;
         let (points, spans) = (0, Vec::new());
-        let memberships = Vec::new();
-        let segment =
-            Segment { path, window, offset, first, base, sidecar, points, spans, memberships, damaged };
+        let stated = Stated::default();
+        let segment = Segment { path, window, offset, first, base, sidecar, points, spans, stated, damaged };
         self.segment = Some(segment);
         Ok(())
     }
@@ -389,8 +389,8 @@ impl Inspector {
             "where an entry is"
         } else if sidecar.spans != segment.spans {
             "the terms"
-        } else if sidecar.memberships != segment.memberships {
-            "the membership entries"
+        } else if sidecar.stated != segment.stated {
+            "the membership entries, or the lists of slots"
         } else {
             return;
         };
@@ -410,9 +410,7 @@ enum At {
 impl Segment {
     /// Notes what a sidecar would say of an entry.
     fn note(&mut self, position: Position, kind: EntryKind, offset: u64) {
-        if kind == EntryKind::MEMBERSHIP {
-            self.memberships.push(position.vlsn);
-        }
+        self.stated.note(kind, position.vlsn);
         if self.spans.last().is_none_or(|span| span.term != position.term) {
             self.spans.push(TermSpan { term: position.term, first: position.vlsn });
         }

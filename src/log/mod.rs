@@ -22,6 +22,7 @@ pub mod scanner;
 mod segment;
 mod size;
 mod stage;
+mod stated;
 mod truncate;
 mod walk;
 mod writer;
@@ -44,6 +45,7 @@ pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use retention::{Pin, PinInfo, Pruned};
 pub use scanner::{LogScanner, Run, ScanError};
+pub use size::Extent;
 pub use truncate::Truncated;
 pub use writer::Appended;
 
@@ -238,7 +240,12 @@ impl Log {
 
     /// The membership entries that the log holds, ascending: appended, and perhaps not flushed or committed.
     pub fn memberships(&self) -> Vec<Vlsn> {
-        self.core.stage.lock().memberships.clone()
+        self.core.stage.lock().stated.memberships.clone()
+    }
+
+    /// The lists of slots that the log holds, as [`memberships`](Log::memberships).
+    pub fn slot_lists(&self) -> Vec<Vlsn> {
+        self.core.stage.lock().stated.slots.clone()
     }
 
     /// The payload of one entry. Reads it and verifies its CRC.
@@ -272,7 +279,9 @@ impl Log {
         self.core.prune(floor)
     }
 
-    /// Keeps the entries from `from` on until the pin is dropped. `owner` is for people who wonder why nothing is pruned.
+    /// Keeps the entries from `from` on until the pin is dropped; those that are still there, as [`Pin::holds`] tells.
+    /// `owner` says who needs them, as `kind:NAME`: for the rules that bound pins of some kinds (`crate::retention`), and for
+    /// people who wonder why nothing is pruned.
     pub fn pin(&self, owner: &str, from: Vlsn) -> Pin {
         Pin::new(Arc::clone(&self.core), owner, from)
     }
@@ -280,6 +289,17 @@ impl Log {
     /// All pins, in the order in which they were made.
     pub fn pins(&self) -> Vec<PinInfo> {
         self.core.pins()
+    }
+
+    /// From now on the pin of this number keeps nothing. Returns whether it kept something until now.
+    pub fn give_up(&self, number: u64) -> bool {
+        self.core.set_void(number, true)
+    }
+
+    /// A pin that was given up keeps again what it asks for, unless some of that is gone. Returns whether it does so from
+    /// now on.
+    pub fn take_back(&self, number: u64) -> bool {
+        self.core.set_void(number, false)
     }
 
     /// Notes that the entries up to `vlsn` are committed, as far as the log has them; the next sync mark says so, and

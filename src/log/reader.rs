@@ -165,7 +165,7 @@ impl Reading {
             if let (Some((term, crc)), Some(vlsn)) = (before, expected.previous()) {
                 let at = offset as usize;
                 let behind = Position { vlsn, term, crc };
-                let mut stand = Stand { offset: at, behind, timestamp: 0, memberships: false };
+                let mut stand = Stand { offset: at, behind, timestamp: 0, memberships: false, slots: false };
                 let most = max_entries.saturating_sub(entries);
                 let room = at.saturating_add(max_bytes.saturating_sub(total));
                 let end = room.min(usize::try_from(self.present_to).unwrap_or(usize::MAX));

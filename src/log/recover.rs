@@ -23,6 +23,7 @@ use crate::log::mmap::{AppendMap, Appender};
 use crate::log::saved::{Source, free_number, write_segment};
 use crate::log::segment::Segment;
 use crate::log::stage::End;
+use crate::log::stated::Stated;
 use crate::log::walk::{Flaw, Walk, Window, walk, walk_headless};
 use crate::log::{DoubtfulTail, LogConfig};
 use crate::planted::{Bug, active};
@@ -453,7 +454,7 @@ fn write_zeroes(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> 
 fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<Recovered, OpenError> {
     let mut catalog = Catalog::default();
     let mut terms: Vec<TermSpan> = Vec::new();
-    let mut memberships: Vec<Vlsn> = Vec::new();
+    let mut stated = Stated::default();
     let mut tail = None;
     let mut last_walked = None;
     let count = pieces.len();
@@ -463,22 +464,22 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
         match content {
             Content::Sealed(sidecar) => {
                 merge_terms(&mut terms, &sidecar.spans);
-                memberships.extend(&sidecar.memberships);
+                stated.extend(&sidecar.stated);
                 let segment = Segment::sealed(first, base, path, sidecar.end, sidecar.points);
                 catalog.insert(Arc::new(segment));
             }
             Content::Walked { file, walk } if at + 1 == count => {
                 merge_terms(&mut terms, &walk.spans);
-                memberships.extend(&walk.memberships);
+                stated.extend(&walk.stated);
                 last_walked = Some((first, base, path, file, walk));
             }
             Content::Walked { walk, .. } => {
                 merge_terms(&mut terms, &walk.spans);
-                memberships.extend(&walk.memberships);
+                stated.extend(&walk.stated);
                 // It has entries, or the next segment would have the same name.
                 let Some(last) = last else { continue };
-                let Walk { end, points, spans, memberships, .. } = walk;
-                let sidecar = Sidecar { first, base, end, last, points: points.clone(), spans, memberships };
+                let Walk { end, points, spans, stated, .. } = walk;
+                let sidecar = Sidecar { first, base, end, last, points: points.clone(), spans, stated };
                 sidecar.store(place.disk, &place.config.dir, place.config.group)?;
                 catalog.insert(Arc::new(Segment::sealed(first, base, path, end, points)));
             }
@@ -507,7 +508,7 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
         marks.iter().filter_map(|mark| mark.committed).max(),
     );
     let opened = Opened { last: tail, segments: catalog.len(), cut: None };
-    let end = End { tail, segment: first, offset, capacity, terms, memberships, marked };
+    let end = End { tail, segment: first, offset, capacity, terms, stated, marked };
     Ok(Recovered { catalog, active, appender, end, committed: None, opened })
 }
 

@@ -8,6 +8,7 @@ use crate::log::error::AppendError;
 use crate::log::format::{MARK_LEN, SEGMENT_HEADER_LEN, SyncMark};
 use crate::log::index::{POINT_EVERY, Point};
 use crate::log::life::Life;
+use crate::log::stated::Stated;
 
 /// Marks that may stand in a segment before its first entry; the segment's size allows for them.
 const MARKS_BEFORE_ENTRIES: u64 = 8;
@@ -50,8 +51,7 @@ pub(super) struct Stage {
     pub capacity: u64,
     last_point: u64,
     pub terms: Vec<TermSpan>,
-    /// The membership entries, ascending.
-    pub memberships: Vec<Vlsn>,
+    pub stated: Stated,
     /// The last write failed: nothing more is staged until one succeeds.
     pub stuck: bool,
     /// Below this term nothing is appended but runs of a master.
@@ -73,7 +73,7 @@ pub(super) struct End {
     pub offset: u64,
     pub capacity: u64,
     pub terms: Vec<TermSpan>,
-    pub memberships: Vec<Vlsn>,
+    pub stated: Stated,
     pub marked: (Option<Vlsn>, Option<Vlsn>),
 }
 
@@ -89,7 +89,7 @@ impl Stage {
             capacity: end.capacity,
             last_point: end.offset,
             terms: end.terms,
-            memberships: end.memberships,
+            stated: end.stated,
             stuck: false,
             fence: Term::NONE,
             poisoned: false,
@@ -156,16 +156,8 @@ impl Stage {
         let prev = self.tail.map_or(0, |tail| tail.crc);
         let at = Placement { vlsn: Some(vlsn), term, prev, timestamp };
         let crc = encode(entry, &at, &mut self.bytes);
-        self.note_kind(entry.kind, vlsn);
+        self.stated.note(entry.kind, vlsn);
         self.extend(len, Position { vlsn, term, crc });
-    }
-
-    /// Notes a membership entry.
-    #[inline]
-    pub(super) fn note_kind(&mut self, kind: EntryKind, vlsn: Vlsn) {
-        if kind == EntryKind::MEMBERSHIP {
-            self.memberships.push(vlsn);
-        }
     }
 
     /// Everything from here on goes into a new segment.
@@ -187,8 +179,8 @@ impl Stage {
         }
     }
 
-    /// Accounts for entries of `len` bytes that end with `last`, all of one term, or of terms noted before. Membership
-    /// entries among them are noted before, too.
+    /// Accounts for entries of `len` bytes that end with `last`, all of one term, or of terms noted before. What
+    /// is stated among them is noted before, too.
     #[inline]
     pub(super) fn extend(&mut self, len: u64, last: Position) {
         self.offset += len;

@@ -8,6 +8,7 @@ use crate::entry::{EntryDamage, EntryKind, EntryRef, HEADER_LEN, HEADER_TXN_LEN,
 use crate::ids::{Position, Term, TermSpan, Vlsn};
 use crate::log::format::{SEGMENT_HEADER_LEN, SyncMark};
 use crate::log::index::{POINT_EVERY, Point};
+use crate::log::stated::Stated;
 
 const CHUNK: usize = 1024 * 1024;
 /// What a device writes whole or not at all.
@@ -94,7 +95,7 @@ pub(super) struct Walk {
     pub last: Option<Position>,
     pub points: Vec<Point>,
     pub spans: Vec<TermSpan>,
-    pub memberships: Vec<Vlsn>,
+    pub stated: Stated,
     /// All valid marks, also those behind a flaw.
     pub marks: Vec<SyncMark>,
     pub flaw: Option<Flaw>,
@@ -119,7 +120,7 @@ pub(super) fn walk(window: &mut Window, first: Vlsn, base: Option<Position>) -> 
         last: base,
         points: Vec::new(),
         spans: Vec::new(),
-        memberships: Vec::new(),
+        stated: Stated::default(),
         marks: Vec::new(),
         flaw: None,
         nonzero_end: start,
@@ -160,9 +161,7 @@ pub(super) fn walk(window: &mut Window, first: Vlsn, base: Option<Position>) -> 
             if walk.spans.last().is_none_or(|span| span.term != position.term) {
                 walk.spans.push(TermSpan { term: position.term, first: position.vlsn });
             }
-            if header.kind == EntryKind::MEMBERSHIP {
-                walk.memberships.push(position.vlsn);
-            }
+            walk.stated.note(header.kind, position.vlsn);
             walk.last = Some(position);
             expected = expected.next();
         }
@@ -185,7 +184,7 @@ pub(super) fn walk_headless(window: &mut Window, first: Vlsn, damage: EntryDamag
         last: None,
         points: Vec::new(),
         spans: Vec::new(),
-        memberships: Vec::new(),
+        stated: Stated::default(),
         marks: Vec::new(),
         flaw: None,
         nonzero_end,

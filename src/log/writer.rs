@@ -317,7 +317,7 @@ impl Core {
                 Ok(()) => {
                     stage.note_point(vlsn);
                     self.take_points(&mut stage, &side);
-                    stage.note_kind(entry.kind, vlsn);
+                    stage.stated.note(entry.kind, vlsn);
                     stage.extend(entry.encoded_len() as u64, position);
                     stage.life.appended.advance(vlsn.get());
                     stage.life.written.advance(vlsn.get());
@@ -367,7 +367,7 @@ impl Core {
             return Err(AppendError::Empty);
         }
         if stage.fits(run.len() as u64) && stage.events.is_empty() && !stage.stuck {
-            return self.append_piece(&mut side, &mut stage, run, summary.last, summary.memberships);
+            return self.append_piece(&mut side, &mut stage, run, summary.last, states_something(summary));
         }
         // Rare: the run does not fit, or something that is not plain bytes is staged.
         drop(stage);
@@ -394,7 +394,7 @@ impl Core {
                 return Err(AppendError::TooLarge { len: rest.len(), limit });
             };
             let (now, later) = rest.split_at(piece);
-            self.append_piece(&mut side, &mut stage, now, last, summary.memberships)?;
+            self.append_piece(&mut side, &mut stage, now, last, states_something(summary))?;
             rest = later;
         }
         Ok(())
@@ -407,14 +407,14 @@ impl Core {
         stage: &mut Stage,
         piece: &[u8],
         last: Position,
-        memberships: bool,
+        states: bool,
     ) -> Result<(), AppendError> {
         let first = stage.next();
         side.append(&[IoSlice::new(&stage.bytes), IoSlice::new(piece)])?;
         stage.bytes.clear();
         stage.note_point(first);
         self.take_points(stage, side);
-        note_entries(stage, piece, last.term, memberships);
+        note_entries(stage, piece, last.term, states);
         stage.extend(piece.len() as u64, last);
         stage.life.appended.advance(last.vlsn.get());
         stage.life.written.advance(last.vlsn.get());
@@ -450,9 +450,13 @@ fn longest_prefix(run: &[u8], last: Position, fits: impl Fn(u64) -> bool) -> (us
     (len, position)
 }
 
-/// Notes the terms that begin in a piece of a run, and the membership entries. Walks it only if there may be one.
-fn note_entries(stage: &mut Stage, piece: &[u8], last: Term, memberships: bool) {
-    if stage.terms.last().is_some_and(|span| span.term == last) && !memberships {
+fn states_something(run: &RunSummary) -> bool {
+    run.memberships || run.slots
+}
+
+/// Notes the terms that begin in a piece of a run, and what is stated in it. Walks it only if there may be something.
+fn note_entries(stage: &mut Stage, piece: &[u8], last: Term, states: bool) {
+    if stage.terms.last().is_some_and(|span| span.term == last) && !states {
         return;
     }
     let mut rest = piece;
@@ -461,7 +465,7 @@ fn note_entries(stage: &mut Stage, piece: &[u8], last: Term, memberships: bool) 
         if stage.terms.last().is_none_or(|span| span.term != header.term) {
             stage.terms.push(TermSpan { term: header.term, first: vlsn });
         }
-        stage.note_kind(header.kind, vlsn);
+        stage.stated.note(header.kind, vlsn);
         rest = rest.get(header.entry_len()..).unwrap_or(&[]);
     }
 }

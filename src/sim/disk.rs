@@ -315,6 +315,12 @@ impl Disk for FaultDisk {
         Ok(())
     }
 
+    fn space(&self, dir: &Path) -> io::Result<u64> {
+        let state = self.powered()?;
+        state.names.check_dir(dir)?;
+        Ok(state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used())))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.powered()?;
         if state.locks.contains(path) {

@@ -102,6 +102,8 @@ pub struct Switches {
     pub fail_sync: AtomicBool,
     pub fail_create: AtomicBool,
     pub fail_write: AtomicBool,
+    /// Bytes that the disk says it has left; 0 asks the real one.
+    pub space: AtomicU64,
     /// Fails every change to the disk from the one on that brings this to zero; counts down if set.
     pub changes_left: AtomicU64,
     pub limited: AtomicBool,
@@ -165,6 +167,12 @@ impl Disk for TestDisk {
         self.0.change()?;
         self.0.dir_syncs.fetch_add(1, Ordering::SeqCst);
         RealDisk.sync_dir(dir)
+    }
+    fn space(&self, dir: &Path) -> io::Result<u64> {
+        match self.0.space.load(Ordering::SeqCst) {
+            0 => RealDisk.space(dir),
+            left => Ok(left),
+        }
     }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         RealDisk.lock(path)

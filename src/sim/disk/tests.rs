@@ -244,14 +244,16 @@ fn a_failed_sync_is_not_repaired_by_the_next_and_a_lie_is_found_out() {
 #[test]
 fn a_full_disk_refuses_and_gets_its_space_back_by_remove() {
     let disk = disk(1);
+    assert_eq!(disk.space(dir()).unwrap(), u64::MAX);
     disk.set_capacity(Some(100));
     let file = disk.create(&at("f"), 90).unwrap();
+    assert_eq!(disk.space(dir()).unwrap(), 10);
     let full = disk.create(&at("g"), 11).err().unwrap();
     assert_eq!(full.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
     assert!(file.write_at(&[IoSlice::new(&[1; 20])], 85).is_err());
     assert_eq!(file.len().unwrap(), 90);
     disk.remove(&at("f")).unwrap();
-    assert_eq!((disk.used(), file.len().unwrap()), (0, 90));
+    assert_eq!((disk.used(), disk.space(dir()).unwrap(), file.len().unwrap()), (0, 100, 90));
     assert!(disk.create(&at("g"), 11).is_ok());
     assert_eq!(disk.counts().of(Fault::DiskFull), 2);
 }
