@@ -36,9 +36,11 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
 use crate::log::core::Core;
 
+pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
+pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
@@ -49,6 +51,8 @@ pub use writer::Appended;
 
 /// The lock file's name in the log's directory.
 const LOCK_NAME: &str = "lock";
+/// The name of the intent of a snapshot's install, in the log's directory.
+pub(crate) const INSTALL_NAME: &str = "install";
 
 /// Where a log is, and how it behaves.
 #[derive(Clone, Debug)]
