@@ -96,6 +96,7 @@
 
 pub mod address;
 mod apply;
+pub mod archive;
 pub mod ballot;
 pub mod base;
 pub mod channel;
