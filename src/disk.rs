@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +19,11 @@ pub trait Disk: Send + Sync {
     fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading only, and only if the name is no symbolic link: of a directory to which others
+    /// write, or may not be written at all.
+    fn open_plain(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path)
+    }
     /// The names in a directory, sorted.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Renames a file, replacing the target if it exists.
@@ -81,6 +86,15 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(Arc::new(RealFile(File::options().read(true).write(true).open(path)?)))
+    }
+
+    fn open_plain(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

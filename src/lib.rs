@@ -96,6 +96,7 @@
 
 pub mod address;
 mod apply;
+pub mod archive;
 pub mod ballot;
 pub mod base;
 pub mod channel;
@@ -128,6 +129,7 @@ pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slots;
+pub mod snapshot;
 pub mod state;
 pub mod stats;
 mod sync;

@@ -32,7 +32,7 @@ impl IoFailure {
 }
 
 /// Names the action and the file of a failed system call.
-pub(super) trait Failed<T> {
+pub(crate) trait Failed<T> {
     fn failed(self, action: &'static str, path: &Path) -> Result<T, IoFailure>;
 }
 

@@ -37,13 +37,16 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
 use crate::log::core::Core;
 
+pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
+pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use retention::{Pin, PinInfo, Pruned};
+pub(crate) use saved::found_on;
 pub use scanner::{LogScanner, Run, ScanError};
 pub use size::Extent;
 pub use truncate::Truncated;
@@ -51,6 +54,8 @@ pub use writer::Appended;
 
 /// The lock file's name in the log's directory.
 const LOCK_NAME: &str = "lock";
+/// The name of the intent of a snapshot's install, in the log's directory.
+pub(crate) const INSTALL_NAME: &str = "install";
 
 /// Where a log is, and how it behaves.
 #[derive(Clone, Debug)]
