@@ -11,7 +11,7 @@ use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
-use crate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, VoteReason};
+use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
 
 /// What came of an order.
 pub(super) enum Obeyed {
@@ -160,7 +160,12 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::default(),
+            keeping: Box::new(Keeping {
+                oldest: self.core.log.oldest(),
+                fetching: self.fetching.status(),
+                giving: self.givings.status(),
+                ..Keeping::default()
+            }),
             members: members.collect(),
         }
     }
