@@ -105,6 +105,12 @@ pub enum NodeError {
         /// The node's small state.
         path: std::path::PathBuf,
     },
+    /// A restore from an archive did not end.
+    #[error("a restore into {dir} did not end: remove the directory, and restore again", dir = dir.display())]
+    HalfRestored {
+        /// The node's directory.
+        dir: std::path::PathBuf,
+    },
     /// A node that is to lead is no voter.
     #[error("{0} is not electable and can't be master")]
     NotElectable(crate::ids::NodeId),
@@ -453,6 +459,9 @@ fn open_log(
     host: &Host,
     doubtful: DoubtfulTail,
 ) -> Result<(Log, Opened), NodeError> {
+    if crate::archive::restore::is_unfinished(&*host.disk, &config.dir) {
+        return Err(NodeError::HalfRestored { dir: config.dir.clone() });
+    }
     let io = |error: std::io::Error| NodeError::Io { path: config.dir.clone(), kind: error.kind() };
     host.disk.create_dir(&config.dir).map_err(io)?;
     let log_config = LogConfig {

@@ -7,11 +7,13 @@ use crate::clock::Wait;
 use crate::commit::Ticket;
 use crate::ids::{NodeId, Vlsn};
 use crate::members::Health;
+use crate::node::archiver::Archiving;
 use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
 use crate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, VoteReason};
+use crate::wire::recovery::Keeping;
 
 /// What came of an order.
 pub(super) enum Obeyed {
@@ -95,13 +97,20 @@ impl Shared {
             Order::Demote { term } if self.election.step_down(term, "an operator ordered it") => {
                 Obeyed::Now(ControlReply::Done(format!("{} stepped down in term {term}", self.own.id)))
             }
+            Order::Archive if self.lead().is_none() => Obeyed::Now(hint()),
+            Order::Archive => match &self.archive {
+                Some(archive) => {
+                    archive.want_base();
+                    Obeyed::Now(ControlReply::Done(format!("{} makes a base; status tells when it is there", self.own.id)))
+                }
+                None => refused(&"this node has no archive: name one in its configuration"),
+            },
             Order::CreateSlot { .. }
             | Order::MoveSlot { .. }
             | Order::DropSlot { .. }
             | Order::Digest { .. }
             | Order::Verify
-            | Order::Scrub
-            | Order::Archive => refused(&"this build does not carry out that order"),
+            | Order::Scrub => refused(&"this build does not carry out that order"),
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -114,6 +123,11 @@ impl Shared {
     /// How far this node has come.
     pub fn positions(&self) -> crate::progress::Positions {
         self.acks.positions()
+    }
+
+    /// What this node keeps.
+    fn keeping(&self) -> Keeping {
+        Keeping { archive: self.archive.as_ref().map(Archiving::status), ..Keeping::default() }
     }
 
     pub fn status(&self) -> NodeStatus {
@@ -160,7 +174,7 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::default(),
+            keeping: Box::new(self.keeping()),
             members: members.collect(),
         }
     }
