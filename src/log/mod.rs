@@ -16,6 +16,7 @@ mod life;
 pub mod mmap;
 mod reader;
 mod recover;
+mod reset;
 mod retention;
 mod saved;
 pub mod scanner;
@@ -128,6 +129,24 @@ impl Log {
         config: LogConfig,
     ) -> Result<(Log, Opened), OpenError> {
         use error::Failed;
+        let path = config.dir.join(INSTALL_NAME);
+        match disk.open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => {
+                other.failed("open", &path)?;
+                return Err(OpenError::HalfInstalled { path });
+            }
+        }
+        Log::open_to_install(disk, clock, config)
+    }
+
+    /// [`open`](Log::open), also where the install of a snapshot has begun: for whoever finishes that.
+    pub(crate) fn open_to_install(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: LogConfig,
+    ) -> Result<(Log, Opened), OpenError> {
+        use error::Failed;
         config.check()?;
         disk.create_dir(&config.dir).failed("create", &config.dir)?;
         let path = config.dir.join(LOCK_NAME);
@@ -140,6 +159,7 @@ impl Log {
         let capacity = stage::capacity(config.segment_bytes, config.max_payload);
         let place = recover::Place { disk: &*disk, clock: &*clock, config: &config, capacity };
         truncate::resume(place)?;
+        reset::resume(place)?;
         let recovered = recover::recover(place)?;
         let opened = recovered.opened.clone();
         let core = Core::new(disk, clock, config, capacity, lock, recovered);
@@ -266,6 +286,17 @@ impl Log {
     /// [`TruncateError`]. After `Io` and `Reopen` the log is poisoned, and opening it finishes or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)
+    }
+
+    /// Replaces the log by an empty one that stands on `base`, an entry that is committed in the group: what this log holds
+    /// above what it knows to be committed is saved first, as by [`truncate_after`](Log::truncate_after), and then everything goes. The
+    /// life ends.
+    ///
+    /// # Errors
+    /// [`TruncateError`]: `BelowCommitted`, if this log knows of more; then nothing was changed. After `Io` and `Reopen` the log is
+    /// poisoned, and opening it finishes what was begun.
+    pub fn reset(&self, base: Position) -> Result<Truncated, TruncateError> {
+        self.core.reset(base)
     }
 
     /// Removes the sealed segments all of whose entries lie below `floor` and below every pin. Appends go on meanwhile,

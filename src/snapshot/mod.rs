@@ -4,11 +4,13 @@
 //! intent ([`Intent`]) is durable, so that a crash anywhere in between is finished at the next open. docs/recovery.md
 //! tells the whole way, docs/format.md the files.
 
+mod give;
 mod intent;
 mod manifest;
 mod sealed;
 mod stage;
 
+pub use give::{Giving, GivingError, WINDOW};
 pub use intent::{Intent, LogPart};
 pub use manifest::{Staged, StagedItem, digest_of};
 pub use sealed::StageError;
