@@ -187,14 +187,21 @@ fn a_restore_takes_exactly_the_entries_up_to_its_target() {
     for (at, (target, expected)) in targets.into_iter().enumerate() {
         let name = format!("r{at}");
         let restored = stage.restore(&name, target).unwrap();
-        assert_eq!((restored.target.vlsn, restored.end, restored.base), (v(expected), v(30), None), "{target}");
+        assert_eq!(
+            (restored.target.vlsn, restored.end, restored.base),
+            (v(expected), v(30), None),
+            "{target}"
+        );
         assert_eq!((restored.from, restored.term), (GROUP, t(6)));
         assert_ne!(restored.group, GROUP);
         let log = restored_log(&stage.to(&name), restored.group);
         let found = entries(&log);
         assert_eq!(found[..expected as usize], all[..expected as usize], "{target}");
         let own: Vec<(u32, EntryKind)> = found[expected as usize..].iter().map(|e| (e.1, e.3)).collect();
-        assert_eq!(own, [EntryKind::TERM_START, EntryKind::MEMBERSHIP, EntryKind::SLOTS].map(|kind| (6, kind)));
+        assert_eq!(
+            own,
+            [EntryKind::TERM_START, EntryKind::MEMBERSHIP, EntryKind::SLOTS].map(|kind| (6, kind))
+        );
         assert_eq!(log.known_committed(), Some(restored.last));
         assert_eq!(log.memberships(), [restored.last.previous().unwrap()]);
     }
@@ -246,7 +253,8 @@ fn a_flipped_byte_in_any_object_is_found_and_named() {
             std::fs::write(&path, &bytes).unwrap();
             let dir = stage.to(&format!("r{flips}"));
             flips += 1;
-            let refused = restore_from(&stage.archive, &(Arc::new(RealDisk) as Arc<dyn Disk>), &dir, Until::End);
+            let refused =
+                restore_from(&stage.archive, &(Arc::new(RealDisk) as Arc<dyn Disk>), &dir, Until::End);
             let why = refused.expect_err(&format!("{name} at {at}")).to_string();
             assert!(why.contains(&name), "{name} at {at}: {why}");
             assert!(opens(&dir).is_err(), "{name} at {at}");
@@ -356,7 +364,9 @@ fn names_of_objects_lead_nowhere_else_and_links_are_not_followed() {
     for good in ["log/1-2", "base/1-1/manifest", "a", "a.b/c_d-e"] {
         assert!(is_object_name(good), "{good}");
     }
-    for bad in ["", "/", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "ü", &"x".repeat(201)] {
+    for bad in
+        ["", "/", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "ü", &"x".repeat(201)]
+    {
         assert!(!is_object_name(bad), "{bad}");
         assert!(is_object_name("x") && DirArchive::new(Arc::new(RealDisk), "/nowhere", 1).open(bad).is_err());
     }
@@ -417,7 +427,8 @@ fn a_restored_directory_opens_as_a_group_of_its_own() {
     assert_eq!(Members::decode(&applied[18].2).unwrap().iter().count(), 1);
     // Nobody of the old group takes it for one of theirs.
     drop(node);
-    let refused = Node::open(NodeConfig::new(node_config(&dir, GROUP)), Box::new(Recorder::default()), Host::machine());
+    let refused =
+        Node::open(NodeConfig::new(node_config(&dir, GROUP)), Box::new(Recorder::default()), Host::machine());
     assert!(refused.is_err());
 }
 
@@ -551,12 +562,8 @@ fn every_step_of_a_restore(archive: &dyn Archive, base: Option<Vlsn>) {
         let disk = Arc::new(Stopping::new(steps, steps));
         let plain: Arc<dyn Disk> = Arc::<Stopping>::clone(&disk);
         let group = GroupId::from_bits(77);
-        let options = RestoreOptions {
-            group: Some(group),
-            base,
-            segment_bytes: 4096,
-            ..RestoreOptions::new(id("r"))
-        };
+        let options =
+            RestoreOptions { group: Some(group), base, segment_bytes: 4096, ..RestoreOptions::new(id("r")) };
         let ended = restore(archive, &plain, &ThreadRuntime, dir, &options, &mut |_| ());
         let stopped = ended.is_err();
         disk.restart();

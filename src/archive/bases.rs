@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::archive::base::{self, Manifest, MakeError, manifest_name};
+use crate::archive::base::{self, MakeError, Manifest, manifest_name};
 use crate::archive::catalog::{BaseObjects, Catalog};
 use crate::archive::worker::Said;
 use crate::archive::{Archive, ArchiveConfig, ArchiveError};
@@ -11,8 +11,8 @@ use crate::base::Base;
 use crate::clock::{Clock, Deadline, Wait};
 use crate::engine::EngineSnapshot;
 use crate::ids::{Term, Vlsn};
-use crate::log::Log;
 use crate::log::scanner::{LogScanner, ScanError};
+use crate::log::{Log, Pin};
 use crate::watermark::{Watermark, rest};
 use crate::worker::{Step, Stop, Worker};
 
@@ -44,6 +44,8 @@ pub struct Copied {
     pub snapshot: Box<dyn EngineSnapshot>,
     /// What the log says of the group there.
     pub base: Base,
+    /// Keeps the log from the entry on at which it stands.
+    pub pin: Pin,
 }
 
 /// Where copies of the engine's state come from.

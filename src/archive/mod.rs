@@ -8,6 +8,7 @@ pub mod base;
 pub mod bases;
 pub mod catalog;
 pub mod dir;
+pub mod drill;
 pub mod object;
 pub mod restore;
 pub mod target;

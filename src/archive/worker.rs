@@ -82,9 +82,13 @@ enum Trouble {
     Scan(#[from] ScanError),
     #[error("it holds entries of group {0}: give this group an archive of its own")]
     OtherGroup(GroupId),
-    #[error("the entry at VLSN {0} in it is not the one in this group's log: it is another history; give this group a new archive")]
+    #[error(
+        "the entry at VLSN {0} in it is not the one in this group's log: it is another history; give this group a new archive"
+    )]
     OtherHistory(Vlsn),
-    #[error("it has entries up to VLSN {archived}, and only those up to {committed} are known to be committed")]
+    #[error(
+        "it has entries up to VLSN {archived}, and only those up to {committed} are known to be committed"
+    )]
     Ahead { archived: Vlsn, committed: u64 },
     #[error("the node closes")]
     Closing,
@@ -147,7 +151,10 @@ struct Following {
 
 /// Where the archive can be continued.
 enum End {
-    After { last: Option<Position>, since_base: u64 },
+    After {
+        last: Option<Position>,
+        since_base: u64,
+    },
     /// The log begins later: these are lost.
     Gap(VlsnRange),
     /// Nothing was archived yet, and the log does not go back to its first entry.

@@ -46,7 +46,6 @@ pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use retention::{Pin, PinInfo, Pruned};
-pub(crate) use saved::found_on;
 pub use scanner::{LogScanner, Run, ScanError};
 pub use truncate::Truncated;
 pub use writer::Appended;

@@ -2,14 +2,19 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use crate::apply::desk::{Answer, NoSnapshot, Snapshot};
 use crate::archive::bases::{BaseMaker, Bases, Copied, Copies};
 use crate::archive::worker::{Archiver, Said};
 use crate::archive::{self, ArchiveConfig};
+use crate::base::Base;
 use crate::clock::Wait;
-use crate::ids::Term;
+use crate::ids::{Term, Vlsn};
+use crate::log::ScanError;
+use crate::members::Members;
 use crate::node::Event;
 use crate::node::group::Shared;
 use crate::runtime::Running;
+use crate::slots::Slots;
 use crate::wire::recovery::ArchiveStatus;
 
 /// What the node knows of its archive.
@@ -56,12 +61,10 @@ impl Archiving {
             leads: leads(),
             said: Arc::clone(&self.said),
             bases: Arc::clone(&self.bases),
-            copies: Box::new(EngineCopies { node: Arc::downgrade(node) }),
+            copies: Box::new(EngineCopies { node: Arc::downgrade(node), asked: None }),
         });
-        let workers = [
-            core.spawn("archive", archiver, Vec::new()),
-            core.spawn("archive-base", maker, Vec::new()),
-        ];
+        let workers =
+            [core.spawn("archive", archiver, Vec::new()), core.spawn("archive-base", maker, Vec::new())];
         let _first = self.workers.set(workers);
     }
 
@@ -83,11 +86,38 @@ impl Archiving {
 /// Copies of the engine's state, by its apply worker.
 struct EngineCopies {
     node: Weak<Shared>,
+    /// What was asked for, and has not come yet.
+    asked: Option<Arc<Answer<Result<Snapshot, NoSnapshot>>>>,
 }
 
 impl Copies for EngineCopies {
-    fn copy(&mut self, _wait: Wait) -> Result<Option<Copied>, String> {
-        let _node = self.node.upgrade();
-        Err("this engine can't be copied".to_owned())
+    fn copy(&mut self, wait: Wait) -> Result<Option<Copied>, String> {
+        let closing = || "the node closes".to_owned();
+        let node = self.node.upgrade().ok_or_else(closing)?;
+        let asked = self.asked.get_or_insert_with(|| node.core.apply.snapshot());
+        let Some(given) = asked.take(wait).map_err(|_closed| closing())? else { return Ok(None) };
+        self.asked = None;
+        let Snapshot { source, pin } = given.map_err(|why| why.to_string())?;
+        let base = node.base_at(source.at()).map_err(|error| error.to_string())?;
+        Ok(Some(Copied { snapshot: source, base, pin }))
+    }
+}
+
+impl Shared {
+    /// What the log says of the group at one of its entries. Of slots nothing: a group that is made from an archive has none.
+    fn base_at(&self, at: Vlsn) -> Result<Base, ScanError> {
+        let log = &self.core.log;
+        let stated = log.memberships().into_iter().rev().find(|stated| *stated <= at);
+        let stated = stated.map(|stated| log.payload(stated)).transpose()?;
+        let members = stated.and_then(|payload| Members::decode(&payload).ok());
+        let mut history = log.term_history();
+        history.retain(|span| span.first <= at);
+        Ok(Base {
+            group: self.core.config.group,
+            at: log.position_at(at)?,
+            members: members.unwrap_or_else(|| Members::clone(&self.roll.members())),
+            slots: Slots::default(),
+            history,
+        })
     }
 }

@@ -101,7 +101,10 @@ impl Shared {
             Order::Archive => match &self.archive {
                 Some(archive) => {
                     archive.want_base();
-                    Obeyed::Now(ControlReply::Done(format!("{} makes a base; status tells when it is there", self.own.id)))
+                    Obeyed::Now(ControlReply::Done(format!(
+                        "{} makes a base; status tells when it is there",
+                        self.own.id
+                    )))
                 }
                 None => refused(&"this node has no archive: name one in its configuration"),
             },
