@@ -74,6 +74,23 @@ pub struct Config {
     pub compression: Compression,
     /// Whether plaintext connections may leave the machine. Default: loopback only.
     pub plaintext: Plaintext,
+    /// Whether a node that needs entries which no member has fetches a snapshot by itself. Default: it does.
+    pub snapshots: Snapshots,
+    /// The most snapshots that a node gives at once. Default 2; 1 to 64.
+    pub max_snapshots: usize,
+    /// The bytes per second of one snapshot that a node gives. Default 256 MiB; at least 64 KiB.
+    pub snapshot_bytes_per_second: u64,
+    /// How long a snapshot that was broken off, and the log behind it, are kept for its receiver. Default 60 s; 10 ms to 1 day.
+    pub snapshot_patience: Duration,
+}
+
+/// Whether a node fetches snapshots.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Snapshots {
+    /// By itself, when it needs one.
+    Automatic,
+    /// Not at all: it says that it needs one, and waits for a person.
+    Manual,
 }
 
 /// A configuration that can't work.
@@ -141,6 +158,10 @@ impl Config {
             max_connections: 64,
             compression: Compression::Off,
             plaintext: Plaintext::LoopbackOnly,
+            snapshots: Snapshots::Automatic,
+            max_snapshots: 2,
+            snapshot_bytes_per_second: 256 << 20,
+            snapshot_patience: Duration::from_secs(60),
         }
     }
 
@@ -177,6 +198,10 @@ impl Config {
         within("checkpoint_every", self.checkpoint_every, ms(1), minute * 60, "1 ms to 1 hour")?;
         within("max_connections", self.max_connections, 1, 1024, "1 to 1024")?;
         within("lag_limit", self.lag_limit, 1, u64::MAX, "at least 1")?;
+        within("max_snapshots", self.max_snapshots, 1, 64, "1 to 64")?;
+        let rate = self.snapshot_bytes_per_second;
+        within("snapshot_bytes_per_second", rate, 64 << 10, u64::MAX, "at least 64 KiB")?;
+        within("snapshot_patience", self.snapshot_patience, ms(10), minute * 1440, "10 ms to 1 day")?;
         if let Some(slot) = &self.slot {
             within("slot", slot.len(), 1, 64, "1 to 64 bytes long")?;
         }
@@ -257,6 +282,9 @@ mod tests {
         refused(|c| c.checkpoint_every = Duration::ZERO, "checkpoint_every");
         refused(|c| c.max_connections = 0, "max_connections");
         refused(|c| c.lag_limit = 0, "lag_limit");
+        refused(|c| c.max_snapshots = 0, "max_snapshots");
+        refused(|c| c.snapshot_bytes_per_second = 1, "snapshot_bytes_per_second");
+        refused(|c| c.snapshot_patience = Duration::ZERO, "snapshot_patience");
         refused(|c| c.slot = Some(String::new()), "slot");
     }
 

@@ -20,7 +20,7 @@ use crate::disk::Disk;
 use crate::entry::{EntryKind, Header, NewEntry, RunSummary, verify_run};
 use crate::ids::{GroupId, NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::log::{AppendError, FlushError, IoFailure, Log, LogConfig, OpenError};
-use crate::log::{Failed, TruncateError, create_anew};
+use crate::log::{Failed, INSTALL_NAME, TruncateError, create_anew};
 use crate::members::{Member, Members, Standing};
 use crate::runtime::Runtime;
 use crate::slots::Slots;
@@ -144,7 +144,10 @@ impl From<Refused> for RestoreError {
 
 /// Whether a restore into this directory has begun and not ended: then nothing may be opened there.
 pub fn is_unfinished(disk: &dyn Disk, dir: &Path) -> bool {
-    disk.open(&dir.join(UNFINISHED)).is_ok()
+    let there = |path: &Path| disk.open(&dir.join(path)).is_ok();
+    // Whoever fetched a snapshot has a small state from before.
+    let intent = Path::new("log").join(INSTALL_NAME);
+    there(Path::new(UNFINISHED)) || (there(&intent) && !there(Path::new("state")))
 }
 
 /// How far a restore has come.

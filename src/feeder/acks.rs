@@ -22,8 +22,8 @@ use crate::runtime::Running;
 use crate::syncup::{self, Answer, AnswerError};
 use crate::wire::encode_entries_head;
 use crate::wire::message::{
-    Ack, EntryRequest, HeartbeatReply, Hello, Message, Nack, NackReason, Reject, RejectReason, Syncup,
-    Welcome,
+    Ack, EntryRequest, Heartbeat, HeartbeatReply, Hello, Message, Nack, NackReason, Reject, RejectReason,
+    Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
@@ -66,6 +66,12 @@ enum Stage {
         agreed: Agreed,
         matched: Option<Vlsn>,
     },
+    /// It needs a snapshot, which it fetches elsewhere; meanwhile it is to know that the master lives.
+    Snapshot {
+        node: NodeId,
+        oldest: Option<Vlsn>,
+        next_beat: Deadline,
+    },
     Stream {
         node: NodeId,
     },
@@ -78,6 +84,7 @@ impl Stage {
             Stage::Mark { .. } => "ack of an arbiter",
             Stage::Syncup { .. } => "syncup or entry request",
             Stage::FirstAck { .. } => "ack",
+            Stage::Snapshot { .. } => "heartbeat reply or bye",
             Stage::Stream { .. } => "ack, heartbeat reply, nack or bye",
         }
     }
@@ -106,7 +113,7 @@ impl FeederAcks {
     fn deadline(&self) -> Deadline {
         let config = self.hub.config();
         match self.stage {
-            Stage::Stream { .. } => self.connection.seen() + config.peer_timeout,
+            Stage::Stream { .. } | Stage::Snapshot { .. } => self.connection.seen() + config.peer_timeout,
             _ => self.connection.since + config.handshake_timeout,
         }
     }
@@ -114,7 +121,7 @@ impl FeederAcks {
     fn overdue(&self) -> FeedError {
         let config = self.hub.config();
         match self.stage {
-            Stage::Stream { .. } => FeedError::Silent(config.peer_timeout),
+            Stage::Stream { .. } | Stage::Snapshot { .. } => FeedError::Silent(config.peer_timeout),
             _ => FeedError::HandshakeTimeout(config.handshake_timeout),
         }
     }
@@ -124,15 +131,22 @@ impl FeederAcks {
             return self.take(&first).map(|()| Step::Worked);
         }
         let deadline = self.deadline();
+        let mut due = deadline;
+        if let Stage::Snapshot { next_beat, .. } = &self.stage {
+            due = due.min(*next_beat);
+            if self.clock.now() >= *next_beat {
+                return self.beat().map(|()| Step::Worked);
+            }
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
-        let received = self.connection.channel.receive(&mut buffer, wait.at_most(deadline));
+        let received = self.connection.channel.receive(&mut buffer, wait.at_most(due));
         let outcome = match received {
             Ok(Some(frame)) => {
                 self.connection.note_seen(self.clock.now());
                 self.take(frame).map(|()| Step::Worked)
             }
             Ok(None) if self.clock.now() >= deadline => Err(self.overdue()),
-            Ok(None) => Ok(Step::Idle { due: deadline }),
+            Ok(None) => Ok(Step::Idle { due }),
             Err(error) => Err(error.into()),
         };
         self.buffer = buffer;
@@ -187,7 +201,7 @@ impl FeederAcks {
                 let node = node.clone();
                 self.acknowledged(&node, positions(ack))
             }
-            (Stage::Stream { node }, Message::HeartbeatReply(reply)) => {
+            (Stage::Stream { node } | Stage::Snapshot { node, .. }, Message::HeartbeatReply(reply)) => {
                 let node = node.clone();
                 self.answered(&node, reply);
                 Ok(())
@@ -258,16 +272,41 @@ impl FeederAcks {
                 self.stage = Stage::FirstAck { node, agreed, matched };
                 Ok(())
             }
-            Answer::NeedSnapshot(need) => {
+            Answer::NeedSnapshot(mut need) => {
                 let oldest = need.oldest;
+                need.provider = self.hub.needs_snapshot(&self.connection, &node, oldest);
+                log::info!("{node} needs a snapshot; it is told to ask {:?}", need.provider);
                 self.send(&Message::NeedSnapshot(need))?;
-                Err(FeedError::NeedsSnapshot { oldest })
+                // It hears us, and a master is in contact with a voter that answers, whatever its log is.
+                self.take_seat(&node);
+                self.stage = Stage::Snapshot { node, oldest, next_beat: self.clock.now() };
+                Ok(())
             }
             Answer::Behind(behind) => {
                 self.send(&Message::Behind(behind))?;
                 Err(FeedError::Closing)
             }
         }
+    }
+
+    /// A heartbeat to one that fetches a snapshot. It is told of nothing that is committed: it has not got it.
+    fn beat(&mut self) -> Result<(), FeedError> {
+        let now = self.clock.now();
+        let heartbeat = Heartbeat {
+            written: None,
+            flushed: None,
+            committed: None,
+            durable_wanted: None,
+            applied_wanted: None,
+            health: self.hub.health(),
+            clock: now.as_nanos(),
+        };
+        self.connection.beating(now);
+        self.send(&Message::Heartbeat(heartbeat))?;
+        if let Stage::Snapshot { next_beat, .. } = &mut self.stage {
+            *next_beat = now + self.hub.config().heartbeat;
+        }
+        Ok(())
     }
 
     fn begin(
@@ -324,6 +363,7 @@ impl FeederAcks {
         };
         self.stage = Stage::Stream { node: node.clone() };
         self.acknowledged(&node, first)?;
+        self.hub.needs_no_snapshot(&node);
         let worker = FeederOut::new(Arc::clone(&self.hub), Arc::clone(&self.connection));
         let hub = Arc::downgrade(&self.hub);
         let on_end = move |stop: &Stop| {
@@ -441,6 +481,13 @@ impl FeederAcks {
     }
 
     fn finish(&mut self, why: FeedError) -> Stop {
+        let why = match (&self.stage, why) {
+            // Why it left is clear.
+            (Stage::Snapshot { oldest, .. }, FeedError::Channel(_)) => {
+                FeedError::NeedsSnapshot { oldest: *oldest }
+            }
+            (_, why) => why,
+        };
         self.hub.end(&self.connection, why);
         if let (Some(gates), Some(seat)) = (self.hub.gates(), self.seat.take()) {
             gates.leave(seat);

@@ -10,6 +10,7 @@ mod acks;
 mod connection;
 mod hub;
 mod output;
+mod provider;
 mod registry;
 mod relay;
 mod status;
@@ -22,7 +23,7 @@ pub use relay::Relay;
 pub use status::{FeederState, ReplicaStats};
 
 use crate::channel::Channel;
-use crate::clock::Wait;
+use crate::clock::{Deadline, Wait};
 use crate::commit::{CommitError, CommitGates, End, Refused, Ticket};
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
@@ -84,6 +85,11 @@ impl Feeders {
     /// [contact](CommitGates::contact). Does not block.
     pub fn beat(&self) {
         self.hub.beat_all();
+    }
+
+    /// Lets go of the log that was kept for nodes which needed a snapshot and did not come back. Returns when to look again.
+    pub fn tend(&self, now: Deadline) -> Deadline {
+        self.hub.tend_needing(now)
     }
 
     /// Asks this replica to stand for election at once. `false` if it is not fed now, holds no data, or takes nothing

@@ -11,6 +11,7 @@ use crate::commit::End;
 use crate::feeder::acks::FeederAcks;
 use crate::feeder::connection::{Connection, FeedError};
 use crate::feeder::hub::Hub;
+use crate::feeder::provider::Needing;
 use crate::feeder::status::{FeederState, ReplicaStats};
 use crate::handshake::Identity;
 use crate::ids::{NodeId, Vlsn, number};
@@ -32,13 +33,20 @@ pub(super) struct Registry {
     replicas: BTreeMap<NodeId, Known>,
     /// Rises with every change of `replicas`.
     epoch: u64,
+    /// Nodes that need a snapshot.
+    pub needing: BTreeMap<NodeId, Needing>,
 }
 
 impl Registry {
     /// Whether this connection is the one that speaks for the replica.
-    fn is_current(&self, node: &NodeId, connection: &Connection) -> bool {
+    pub fn is_current(&self, node: &NodeId, connection: &Connection) -> bool {
         let current = self.replicas.get(node).and_then(|known| known.connection.as_ref());
         current.is_some_and(|current| current.id == connection.id)
+    }
+
+    /// The connection that speaks for the replica.
+    pub fn connection(&self, node: &NodeId) -> Option<&Arc<Connection>> {
+        self.replicas.get(node)?.connection.as_ref()
     }
 }
 
@@ -193,6 +201,7 @@ impl Hub {
             // Under the lock, or it might be the pin of the replica's next connection.
             self.source.unpin(node.as_str());
         }
+        self.needing_left(&mut registry, node);
         self.note_streams(&registry);
     }
 
@@ -258,6 +267,7 @@ impl Hub {
                 self.source.unpin(node.as_str());
                 gone.extend(registry.replicas.remove(&node).and_then(|known| known.connection));
             }
+            self.needing_gone(&mut registry, is_gone);
             self.note_streams(&registry);
             gone
         };

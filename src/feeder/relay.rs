@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::channel::Channel;
+use crate::clock::Deadline;
 use crate::commit::End;
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
@@ -48,6 +49,11 @@ impl Relay {
     /// the first connection comes, and once. Must not block, nor wait for the feeders' workers.
     pub fn on_fence(&self, hook: Box<dyn Fn(Term) + Send + Sync>) {
         self.hub.on_fence(hook);
+    }
+
+    /// As [`Feeders::tend`](crate::feeder::Feeders::tend).
+    pub fn tend(&self, now: Deadline) -> Deadline {
+        self.hub.tend_needing(now)
     }
 
     /// Serves a connected secondary; others are told who the master is. Returns at once. `first` is the connection's

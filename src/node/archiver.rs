@@ -6,15 +6,11 @@ use crate::apply::desk::{Answer, NoSnapshot, Snapshot};
 use crate::archive::bases::{BaseMaker, Bases, Copied, Copies};
 use crate::archive::worker::{Archiver, Said};
 use crate::archive::{self, ArchiveConfig};
-use crate::base::Base;
 use crate::clock::Wait;
-use crate::ids::{Term, Vlsn};
-use crate::log::ScanError;
-use crate::members::Members;
+use crate::ids::Term;
 use crate::node::Event;
 use crate::node::group::Shared;
 use crate::runtime::Running;
-use crate::slots::Slots;
 use crate::wire::recovery::ArchiveStatus;
 
 /// What the node knows of its archive.
@@ -100,24 +96,5 @@ impl Copies for EngineCopies {
         let Snapshot { source, pin } = given.map_err(|why| why.to_string())?;
         let base = node.base_at(source.at()).map_err(|error| error.to_string())?;
         Ok(Some(Copied { snapshot: source, base, pin }))
-    }
-}
-
-impl Shared {
-    /// What the log says of the group at one of its entries. Of slots nothing: a group that is made from an archive has none.
-    fn base_at(&self, at: Vlsn) -> Result<Base, ScanError> {
-        let log = &self.core.log;
-        let stated = log.memberships().into_iter().rev().find(|stated| *stated <= at);
-        let stated = stated.map(|stated| log.payload(stated)).transpose()?;
-        let members = stated.and_then(|payload| Members::decode(&payload).ok());
-        let mut history = log.term_history();
-        history.retain(|span| span.first <= at);
-        Ok(Base {
-            group: self.core.config.group,
-            at: log.position_at(at)?,
-            members: members.unwrap_or_else(|| Members::clone(&self.roll.members())),
-            slots: Slots::default(),
-            history,
-        })
     }
 }

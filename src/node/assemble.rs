@@ -16,6 +16,7 @@ use crate::node::core::{Core, Founding, Host, NodeError};
 use crate::node::facade::{Listeners, Node};
 use crate::node::group::{Retired, Shared, Ties};
 use crate::node::group_config::NodeConfig;
+use crate::node::install::load_base;
 use crate::node::reception::{Dispatch, Receptions};
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Parts};
@@ -47,6 +48,7 @@ impl Node {
         config.check()?;
         let unstarted = Core::open_in_group(config.base.clone(), host, engine, founding)?;
         let opened = unstarted.opened.clone();
+        let base = load_base(&*unstarted.core.host.disk, &unstarted.core.config.dir)?;
         let (core, state) = unstarted.start();
         let (core, state) = (Arc::new(core), Arc::new(state));
         let listener = match &core.config.listen {
@@ -99,6 +101,9 @@ impl Node {
             handover: Mutex::new(None),
             trouble: Default::default(),
             caught_up: Default::default(),
+            base: Mutex::new(base),
+            givings: Default::default(),
+            fetching: Default::default(),
             core: Arc::clone(&core),
         });
         shared.reload_members();
@@ -196,6 +201,12 @@ impl Housekeeping for House {
         let handover = node.push_handover(now);
         let doubt = node.resolve_doubt(now)?;
         let again = if node.lead().is_some() { now + node.core.config.heartbeat } else { Deadline::NEVER };
-        Ok(handover.min(doubt).min(again))
+        let kept = match (node.lead(), node.relay()) {
+            (Some(lead), _) => lead.feeders.tend(now),
+            (None, Some(relay)) => relay.tend(now),
+            (None, None) => Deadline::NEVER,
+        };
+        let kept = kept.min(node.givings.tend(now));
+        Ok(handover.min(doubt).min(again).min(kept))
     }
 }

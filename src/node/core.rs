@@ -15,6 +15,7 @@ use crate::handshake::Identity;
 use crate::ids::{Position, Term, Vlsn, number};
 use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened};
 use crate::members::Standing;
+use crate::node::install::finish_install;
 use crate::planted::{Bug, active};
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
@@ -88,6 +89,9 @@ pub enum NodeError {
         /// Where the log begins.
         oldest: Vlsn,
     },
+    /// A snapshot is half installed, and that could not be finished.
+    #[error("the install of a snapshot could not be finished: {0}")]
+    Install(#[from] crate::node::install::InstallError),
     /// The node can't listen.
     #[error("can't listen at {at}: {kind}")]
     Listen {
@@ -249,6 +253,7 @@ impl Core {
         doubtful: crate::log::DoubtfulTail,
     ) -> Result<Unstarted, NodeError> {
         let config = Arc::new(config.check()?);
+        is_whole(&config, &host)?;
         let (log, opened) = open_log(&config, &host, doubtful)?;
         let state = open_state(&config, &host, &log, Founding::Fixed)?;
         Core::assemble(config, host, engine, state, log, opened)
@@ -259,10 +264,12 @@ impl Core {
     pub fn open_in_group(
         config: Config,
         host: Host,
-        engine: Box<dyn Engine>,
+        mut engine: Box<dyn Engine>,
         founding: Founding,
     ) -> Result<Unstarted, NodeError> {
         let config = Arc::new(config.check()?);
+        is_whole(&config, &host)?;
+        finish_install(&host, log_config(&config, DoubtfulTail::Cut), &config.dir, &mut *engine)?;
         let path = config.dir.join("state");
         if founding == Founding::Found && host.disk.open(&path).is_ok() {
             return Err(NodeError::Founded { path });
@@ -302,8 +309,8 @@ impl Core {
         if let Some(applied) = applied.filter(|applied| Some(*applied) > last) {
             return Err(NodeError::EngineAhead { applied, last });
         }
-        if let Some(oldest) = log.oldest().filter(|oldest| *oldest > Vlsn::after(applied)) {
-            return Err(NodeError::EngineBehind { applied, oldest });
+        if let Some(base) = log.base().filter(|base| Some(base.vlsn) > applied) {
+            return Err(NodeError::EngineBehind { applied, oldest: base.vlsn.next() });
         }
         let apply = Arc::new(ApplyState::new(log.known_committed().min(last), applied));
         let core = Core {
@@ -460,21 +467,29 @@ fn open_log(
     host: &Host,
     doubtful: DoubtfulTail,
 ) -> Result<(Log, Opened), NodeError> {
-    if crate::archive::restore::is_unfinished(&*host.disk, &config.dir) {
-        return Err(NodeError::HalfRestored { dir: config.dir.clone() });
-    }
     let io = |error: std::io::Error| NodeError::Io { path: config.dir.clone(), kind: error.kind() };
     host.disk.create_dir(&config.dir).map_err(io)?;
-    let log_config = LogConfig {
+    // The log's lock covers the whole directory.
+    Ok(Log::open(Arc::clone(&host.disk), host.runtime.clock(), log_config(config, doubtful))?)
+}
+
+fn log_config(config: &CheckedConfig, doubtful: DoubtfulTail) -> LogConfig {
+    LogConfig {
         dir: config.dir.join("log"),
         group: config.group,
         segment_bytes: config.segment_bytes,
         max_payload: config.max_payload,
         lazy_flush: config.lazy_flush,
         doubtful,
-    };
-    // The log's lock covers the whole directory.
-    Ok(Log::open(Arc::clone(&host.disk), host.runtime.clock(), log_config)?)
+    }
+}
+
+/// What a restore left half done is not touched: not even the engine.
+fn is_whole(config: &CheckedConfig, host: &Host) -> Result<(), NodeError> {
+    match crate::archive::restore::is_unfinished(&*host.disk, &config.dir) {
+        true => Err(NodeError::HalfRestored { dir: config.dir.clone() }),
+        false => Ok(()),
+    }
 }
 
 fn open_state(

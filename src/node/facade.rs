@@ -454,6 +454,8 @@ impl Node {
         }
         node.acks.disconnect();
         node.receptions.close();
+        node.fetching.close();
+        node.givings.close();
         node.reap();
         for asking in node.joining.lock().drain(..) {
             asking.end();

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use crate::address::Address;
+use crate::base::Base;
 use crate::channel::Channel;
 use crate::clock::Deadline;
 use crate::election::ask::Asking;
@@ -19,9 +20,11 @@ use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::archiver::Archiving;
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
+use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
+use crate::node::snapshots::Givings;
 use crate::node::source::NodeSource;
 use crate::node::{Event, Service};
 use crate::replica::FollowError;
@@ -73,6 +76,10 @@ pub(super) struct Shared {
     pub trouble: AtomicU64,
     /// When the engine last had all that was known to be committed.
     pub caught_up: AtomicU64,
+    /// What the log stands on, if a snapshot was installed here.
+    pub base: Mutex<Option<Base>>,
+    pub givings: Givings,
+    pub fetching: Fetching,
 }
 
 /// What has ended, and whose threads are still to be joined.
@@ -149,6 +156,11 @@ impl Shared {
                 Ok(members) => self.roll.set(Arc::new(members)),
                 Err(stop) => self.core.poison.strike(&stop),
             }
+            return;
+        }
+        if let Some(base) = &*self.base.lock() {
+            // The log says nothing newer.
+            self.roll.set(Arc::new(base.members.clone()));
             return;
         }
         // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
@@ -244,7 +256,8 @@ impl Office for Ties {
         let Some(node) = self.0.upgrade() else { return false };
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
-        node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent
+        let installing = node.following.get().is_some_and(|following| following.is_installing());
+        node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent && !installing
     }
 
     fn members(&self) -> Arc<Members> {
@@ -268,6 +281,9 @@ impl Office for Ties {
 
     fn take_office(&self, term: Term) -> bool {
         let Some(node) = self.0.upgrade() else { return false };
+        if node.following.get().is_some_and(|following| following.is_installing()) {
+            return false;
+        }
         let opening = match open_term(&node.core, term) {
             Ok(opening) => opening,
             Err(error) => {
@@ -425,6 +441,16 @@ impl Guide for Ties {
             }
             _ => Retry::Later,
         }
+    }
+
+    fn waiting(&self, feed: Feed) {
+        if let Some(node) = self.0.upgrade().filter(|_| feed == Feed::Leads) {
+            node.election.heard();
+        }
+    }
+
+    fn need_snapshot(&self, term: Term, oldest: Option<Vlsn>, from: Address) -> bool {
+        self.0.upgrade().is_some_and(|node| node.fetch_snapshot(term, oldest, from))
     }
 
     fn following(&self, term: Term) {

@@ -12,8 +12,7 @@ use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
-use crate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, VoteReason};
-use crate::wire::recovery::Keeping;
+use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
 
 /// What came of an order.
 pub(super) enum Obeyed {
@@ -128,11 +127,6 @@ impl Shared {
         self.acks.positions()
     }
 
-    /// What this node keeps.
-    fn keeping(&self) -> Keeping {
-        Keeping { archive: self.archive.as_ref().map(Archiving::status), ..Keeping::default() }
-    }
-
     pub fn status(&self) -> NodeStatus {
         let positions = self.positions();
         let lead = self.lead();
@@ -177,7 +171,13 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::new(self.keeping()),
+            keeping: Box::new(Keeping {
+                oldest: self.core.log.oldest(),
+                fetching: self.fetching.status(),
+                giving: self.givings.status(),
+                archive: self.archive.as_ref().map(Archiving::status),
+                ..Keeping::default()
+            }),
             members: members.collect(),
         }
     }

@@ -195,6 +195,15 @@ impl Reception {
                 refuse(&*self.channel, term, RejectReason::Busy);
                 Err(Stop::Done)
             }
+            Message::SnapshotRequest(request) if request.group == node.core.config.group => {
+                if self.sequence > 0 {
+                    refuse(&*self.channel, term, RejectReason::Protocol);
+                    return Err(Stop::Done);
+                }
+                self.kept = true;
+                node.give(&self.channel, request);
+                Err(Stop::Done)
+            }
             Message::Control(Control { group, order }) if group == node.core.config.group => {
                 self.deadline = self.clock.now() + PATIENCE;
                 match node.obey(order) {
@@ -215,7 +224,11 @@ impl Reception {
                 self.deadline = self.clock.now() + PATIENCE;
                 self.send(term, &Message::Response(Response { body: &body }))
             }
-            Message::Announce(_) | Message::Survey(_) | Message::Control(_) | Message::Request(_) => {
+            Message::Announce(_)
+            | Message::Survey(_)
+            | Message::Control(_)
+            | Message::Request(_)
+            | Message::SnapshotRequest(_) => {
                 refuse(&*self.channel, term, RejectReason::WrongGroup { ours: node.core.config.group });
                 Err(Stop::Done)
             }

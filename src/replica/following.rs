@@ -13,7 +13,7 @@ use crate::channel::Channel;
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
 use crate::handshake::Identity;
-use crate::ids::{NodeId, Term, Vlsn};
+use crate::ids::{NodeId, Term, TermSpan, Vlsn};
 use crate::log::{Log, Truncated};
 use crate::members::{Member, Members, Standing};
 use crate::planted::{Bug, active};
@@ -37,6 +37,13 @@ pub(crate) trait Guide: Send + Sync {
     fn heard(&self, feed: Feed);
     /// The other end refused us. Whether to try the next at once.
     fn rejected(&self, by: &Address, reason: &RejectReason) -> Retry;
+    /// The feeder was heard while this node has not got what it feeds.
+    fn waiting(&self, _feed: Feed) {}
+    /// The master has no longer what follows on this log: a snapshot at `oldest` less one or later is needed, and is to be had
+    /// `from` there. `false`: none will be fetched.
+    fn need_snapshot(&self, _term: Term, _oldest: Option<Vlsn>, _from: Address) -> bool {
+        false
+    }
     /// The logs agree up to here, and the stream begins.
     fn following(&self, term: Term);
     /// The log got longer: whoever is fed from it wants to know.
@@ -90,6 +97,8 @@ pub(crate) struct Following {
     closing: AtomicBool,
     /// Do not wait for the backoff to end.
     hurry: AtomicBool,
+    /// A snapshot is being installed: nothing is agreed with any master meanwhile.
+    installing: AtomicBool,
     phase: AtomicU8,
     pub(super) last_error: Mutex<Option<FollowError>>,
 }
@@ -131,6 +140,7 @@ impl Following {
             current: Mutex::default(),
             closing: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
+            installing: AtomicBool::new(false),
             phase: AtomicU8::new(0),
             last_error: Mutex::default(),
         }
@@ -205,6 +215,28 @@ impl Following {
         what()
     }
 
+    /// From now on, until it is over, no session agrees on a matchpoint; `false` if one streams, or none may begin.
+    pub fn begin_install(&self) -> bool {
+        let _gate = self.gate.lock();
+        let may = self.phase() != ReplicaState::Following && !self.is_closing();
+        self.installing.store(may, Ordering::SeqCst);
+        may
+    }
+
+    /// The install is over.
+    pub fn end_install(&self) {
+        self.installing.store(false, Ordering::SeqCst);
+    }
+
+    pub fn is_installing(&self) -> bool {
+        self.installing.load(Ordering::SeqCst)
+    }
+
+    /// Notes why no snapshot came.
+    pub fn snapshot_failed(&self, why: FollowError) {
+        *self.last_error.lock() = Some(why);
+    }
+
     /// Ends the present connection, or the attempt at one, and any backoff: it is known now who leads. The worker has to
     /// be poked afterwards.
     pub fn turn(&self) {
@@ -256,7 +288,8 @@ impl Following {
         if self.state.state().standing.counts() || self.log.life().flushed.get() < committed.get() {
             return Ok(());
         }
-        let last = self.log.term_history().last().copied();
+        let base = self.log.base().map(|base| TermSpan { term: base.term, first: base.vlsn });
+        let last = self.log.term_history().last().copied().or(base);
         if last.is_some_and(|span| span.term == term && span.first <= committed) {
             self.state.update(|mut state| {
                 // A node that has promised a newer term meanwhile votes in none before that one either.

@@ -133,6 +133,17 @@ pub enum FollowError {
         /// The master's oldest entry.
         oldest: Option<Vlsn>,
     },
+    /// The snapshot that this node needs did not come.
+    #[error("the snapshot from {from} did not come: {why}; another member is asked")]
+    SnapshotFailed {
+        /// Who was to give it.
+        from: crate::address::Address,
+        /// What went wrong.
+        why: String,
+    },
+    /// Nothing is agreed while a snapshot is being installed.
+    #[error("a snapshot is being installed here; the master is asked again afterwards")]
+    Installing,
     /// The other end knows less than this node.
     #[error("the other end has the log only up to VLSN {}, less than this node: it can't feed it", number(*.last))]
     Behind {

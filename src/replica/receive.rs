@@ -20,7 +20,8 @@ use crate::syncup::{self, Settlement};
 use crate::watermark::rest;
 use crate::wire::compress::Expander;
 use crate::wire::message::{
-    Ack, Capabilities, Entries, Feed, Heartbeat, HeartbeatReply, Message, Nack, NackReason, Syncup, Welcome,
+    Ack, Capabilities, Entries, Feed, Heartbeat, HeartbeatReply, Message, Nack, NackReason, NeedSnapshot,
+    Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
@@ -61,6 +62,8 @@ struct Session {
     last_burst: Deadline,
     /// Present if batches may come compressed.
     expander: Option<Expander>,
+    /// Where the other end listens, if we dialled it.
+    dialled: Option<Address>,
 }
 
 /// What comes next on a connection. The line moves to the ack sender when the stream begins.
@@ -70,6 +73,8 @@ enum Talk {
     Stream,
     /// An arbiter's: heartbeats only.
     Marks(Line),
+    /// This node needs a snapshot, and fetches it elsewhere: heartbeats only.
+    Snapshot(Line),
 }
 
 /// A burst is acked at the latest after this many bytes, so that the master sees progress in a long catch-up.
@@ -89,6 +94,7 @@ impl Receive {
 
     fn rest(&mut self, until: Deadline, wait: Wait) -> Result<Step, FollowError> {
         if let Some(channel) = self.shared.next_offered() {
+            self.dialled = None;
             return self.greet(channel);
         }
         if !self.shared.take_hurry() && self.clock.now() < until {
@@ -143,6 +149,7 @@ impl Receive {
             unacked: 0,
             last_burst: now,
             expander: None,
+            dialled: self.dialled.clone(),
         });
         Ok(Step::Worked)
     }
@@ -156,7 +163,7 @@ impl Session {
         buffer: &mut ReceiveBuffer,
         wait: Wait,
     ) -> Result<Step, FollowError> {
-        let streaming = matches!(self.talk, Talk::Stream | Talk::Marks(_));
+        let streaming = matches!(self.talk, Talk::Stream | Talk::Marks(_) | Talk::Snapshot(_));
         let config = &shared.config;
         let deadline = if streaming { self.seen + config.peer_timeout } else { self.deadline };
         let mut due = deadline;
@@ -208,8 +215,13 @@ impl Session {
             (Talk::Welcome(_), Message::Welcome(welcome)) => self.welcomed(shared, term, &welcome),
             (Talk::Welcome(_), Message::Reject(reject)) => Err(FollowError::Rejected(reject.reason)),
             (Talk::Matchpoint(_), Message::Matchpoint(matchpoint)) => self.matched(shared, matchpoint.at),
-            (Talk::Matchpoint(_), Message::NeedSnapshot(need)) => {
-                Err(FollowError::NeedsSnapshot { oldest: need.oldest })
+            (Talk::Matchpoint(_), Message::NeedSnapshot(need)) => self.needs_snapshot(shared, need),
+            (Talk::Snapshot(line), Message::Heartbeat(heartbeat)) => {
+                shared.guide.waiting(self.feed);
+                let (standing, clock) = (shared.state.state().standing, heartbeat.clock);
+                let health = crate::members::Health::CatchingUp;
+                line.send(&Message::HeartbeatReply(HeartbeatReply { clock, health, standing }));
+                Ok(())
             }
             (Talk::Matchpoint(_), Message::Behind(behind)) => Err(FollowError::Behind { last: behind.last }),
             (Talk::Stream, Message::Entries(entries)) => self.append(shared, &entries),
@@ -224,7 +236,7 @@ impl Session {
                     Talk::Welcome(_) => "welcome or reject",
                     Talk::Matchpoint(_) => "matchpoint, need for a snapshot, or behind",
                     Talk::Stream => "entries, heartbeat or an order to stand",
-                    Talk::Marks(_) => "heartbeat",
+                    Talk::Marks(_) | Talk::Snapshot(_) => "heartbeat",
                 };
                 Err(FollowError::OutOfTurn { found: other.kind(), expected })
             }
@@ -271,8 +283,25 @@ impl Session {
         };
     }
 
+    /// The master has no longer what follows on this log. The connection stays, so that each hears that the other lives.
+    fn needs_snapshot(&mut self, shared: &Following, need: NeedSnapshot) -> Result<(), FollowError> {
+        let oldest = need.oldest;
+        let provider = need.provider.or_else(|| self.dialled.clone());
+        if !provider.is_some_and(|from| shared.guide.need_snapshot(self.term, oldest, from)) {
+            return Err(FollowError::NeedsSnapshot { oldest });
+        }
+        self.talk = match std::mem::replace(&mut self.talk, Talk::Stream) {
+            Talk::Matchpoint(line) => Talk::Snapshot(line),
+            talk => talk,
+        };
+        Ok(())
+    }
+
     fn matched(&mut self, shared: &Following, at: Option<Position>) -> Result<(), FollowError> {
         let pass = shared.pass(self.term)?;
+        if shared.is_installing() {
+            return Err(FollowError::Installing);
+        }
         let log = &shared.log;
         let ours = match at {
             Some(theirs) if log.last().is_some_and(|last| last.vlsn >= theirs.vlsn) => {

@@ -203,9 +203,9 @@ impl Giving {
         Ok(self.window.get(self.sent - 1).map(Piece::message))
     }
 
-    /// Whether all was sent.
-    pub fn is_sent(&self) -> bool {
-        self.ended && self.sent == self.window.len() && self.again.is_none()
+    /// Whether the receiver has everything.
+    pub fn is_whole(&self) -> bool {
+        self.ended && self.acked == self.here
     }
 
     fn read(&mut self) -> Result<Piece, GivingError> {

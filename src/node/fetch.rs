@@ -1,0 +1,427 @@
+//! Fetching the snapshot that this node needs, and putting the node on it.
+
+use std::io::IoSlice;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::address::Address;
+use crate::apply::desk::{Answer, Install, Request};
+use crate::base::Base;
+use crate::channel::{Channel, ReceiveBuffer};
+use crate::clock::{Clock, Deadline, Wait};
+use crate::config::Snapshots;
+use crate::ids::{Term, Vlsn};
+use crate::node::group::Shared;
+use crate::node::install::{Begun, begin_install, settle};
+use crate::replica::FollowError;
+use crate::runtime::Running;
+use crate::snapshot::{STAGING, StageError, Staged, Staging, discard};
+use crate::watermark::rest;
+use crate::wire::message::{
+    MAX_CHUNK, Message, SnapshotAck, SnapshotBegin, SnapshotPlace, SnapshotRequest, TransferStatus,
+};
+use crate::worker::{Step, Stop, Worker};
+
+/// After this many bytes what came is synced and acknowledged.
+const SYNC_EVERY: u64 = 4 << 20;
+/// As many attempts without a byte of progress are made with one provider.
+const TRIES: u32 = 3;
+
+/// The fetch that runs, if one does.
+#[derive(Default)]
+pub(super) struct Fetching(Mutex<Option<Arc<Fetch>>>);
+
+/// What a fetch is for, and how far it is.
+struct Fetch {
+    need: Mutex<Need>,
+    status: Mutex<Option<TransferStatus>>,
+    running: Mutex<Option<Arc<dyn Running>>>,
+}
+
+/// What the newest master said is needed.
+#[derive(Clone)]
+struct Need {
+    term: Term,
+    /// The entry before the master's oldest: the snapshot has to stand here or later.
+    least: Option<Vlsn>,
+}
+
+impl Fetching {
+    pub fn status(&self) -> Option<TransferStatus> {
+        self.0.lock().as_ref().and_then(|fetch| fetch.status.lock().clone())
+    }
+
+    pub fn close(&self) {
+        let fetch = self.0.lock().take();
+        let running = fetch.and_then(|fetch| fetch.running.lock().take());
+        if let Some(running) = running {
+            running.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The master said that this node needs a snapshot. `false`: none is fetched.
+    pub fn fetch_snapshot(self: &Arc<Shared>, term: Term, oldest: Option<Vlsn>, from: Address) -> bool {
+        if self.core.config.snapshots == Snapshots::Manual {
+            return false;
+        }
+        let need = Need { term, least: oldest.and_then(Vlsn::previous) };
+        let mut fetching = self.fetching.0.lock();
+        if let Some(fetch) = &*fetching {
+            // It goes on, if what it fetches is still of use; the worker sees to that.
+            *fetch.need.lock() = need;
+            return true;
+        }
+        let fetch =
+            Arc::new(Fetch { need: Mutex::new(need), status: Mutex::default(), running: Mutex::default() });
+        *fetching = Some(Arc::clone(&fetch));
+        drop(fetching);
+        let clock = Arc::clone(&self.core.clock);
+        let worker = Fetcher {
+            node: Arc::downgrade(self),
+            fetch: Arc::clone(&fetch),
+            dir: self.core.config.dir.join(STAGING),
+            from,
+            stage: Stage::Dial { at: clock.now() },
+            tries: 0,
+            staging: None,
+            scratch: Vec::new(),
+            clock,
+        };
+        let (weak, own) = (Arc::downgrade(self), Arc::downgrade(&fetch));
+        let on_end = move |stop: &Stop| {
+            let Some(node) = weak.upgrade() else { return };
+            {
+                let mut fetching = node.fetching.0.lock();
+                if fetching.as_ref().is_some_and(|fetch| Weak::ptr_eq(&Arc::downgrade(fetch), &own)) {
+                    *fetching = None;
+                }
+            }
+            node.core.poison.strike(stop);
+            // The master is asked anew: for entries, or for another provider.
+            if let Some(following) = node.following.get() {
+                following.end_install();
+                following.turn();
+            }
+            node.poke_receive();
+        };
+        let runtime = &self.core.host.runtime;
+        let running =
+            runtime.spawn("snapshot-fetch".to_owned(), Box::new(worker), Vec::new(), Box::new(on_end));
+        *fetch.running.lock() = Some(running);
+        true
+    }
+}
+
+/// The worker.
+struct Fetcher {
+    node: Weak<Shared>,
+    fetch: Arc<Fetch>,
+    dir: PathBuf,
+    from: Address,
+    stage: Stage,
+    /// Attempts since the last progress.
+    tries: u32,
+    /// What is there, between two connections too.
+    staging: Option<Staging>,
+    scratch: Vec<u8>,
+    clock: Arc<dyn Clock>,
+}
+
+enum Stage {
+    Dial {
+        at: Deadline,
+    },
+    Connected(Line),
+    /// Everything is there and verified.
+    Whole(Box<Staged>),
+    /// The engine takes it in.
+    Installs(Arc<Answer<()>>),
+    Over,
+}
+
+/// A connection to the provider.
+struct Line {
+    channel: Arc<dyn Channel>,
+    buffer: ReceiveBuffer,
+    sequence: u64,
+    expected: u64,
+    /// Whether the stream has begun.
+    begun: bool,
+    /// When the provider has to have been heard.
+    deadline: Deadline,
+    /// Bytes written and not synced.
+    unsynced: u64,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.channel.close();
+    }
+}
+
+/// Why an attempt, or the whole fetch, ended.
+enum Failed {
+    /// Another attempt may go better, and goes on where this one was.
+    Again(String),
+    /// What came can't be used: it begins anew, elsewhere.
+    Useless(String),
+    /// This node can't go on.
+    Stop(Stop),
+}
+
+impl From<StageError> for Failed {
+    fn from(error: StageError) -> Failed {
+        match error {
+            StageError::Io(error) => Failed::Again(error.to_string()),
+            other => Failed::Useless(other.to_string()),
+        }
+    }
+}
+
+impl Fetcher {
+    fn dial(&mut self, node: &Shared, wait: Wait) -> Result<Step, Failed> {
+        let config = &node.core.config;
+        if self.staging.is_none() {
+            self.staging = match Staging::resume(Arc::clone(&node.core.host.disk), &self.dir) {
+                Ok(staging) => staging,
+                Err(error) => {
+                    log::warn!("a snapshot that was begun is of no use: {error}");
+                    None
+                }
+            };
+        }
+        let least = self.fetch.need.lock().least;
+        if self.staging.as_ref().is_some_and(|staging| Some(staging.base().at.vlsn) < least) {
+            self.staging = None;
+        }
+        let deadline = self.clock.now() + config.handshake_timeout;
+        let dialled = node.core.host.runtime.dial(&self.from, wait.at_most(deadline));
+        let channel = dialled
+            .map_err(|error| Failed::Again(error.to_string()))?
+            .ok_or_else(|| Failed::Again("it did not answer in time".to_owned()))?;
+        let mut line = Line {
+            channel,
+            buffer: ReceiveBuffer::default(),
+            sequence: 0,
+            expected: 0,
+            begun: false,
+            deadline: self.clock.now() + config.handshake_timeout.max(config.peer_timeout),
+            unsynced: 0,
+        };
+        let resume = self.staging.as_ref().map(|staging| (staging.id(), staging.synced()));
+        let request =
+            SnapshotRequest { group: config.group, node: node.own.id.clone(), at_least: least, resume };
+        self.send(node, &mut line, &Message::SnapshotRequest(request))?;
+        self.stage = Stage::Connected(line);
+        Ok(Step::Worked)
+    }
+
+    fn send(&mut self, node: &Shared, line: &mut Line, message: &Message<'_>) -> Result<(), Failed> {
+        message.encode(node.election.term(), line.sequence, &mut self.scratch);
+        let patience = Wait::Until(self.clock.now() + node.core.config.peer_timeout);
+        match line.channel.send(&[IoSlice::new(&self.scratch)], patience) {
+            Ok(true) => {
+                line.sequence += 1;
+                Ok(())
+            }
+            Ok(false) => Err(Failed::Again("it took nothing for too long".to_owned())),
+            Err(error) => Err(Failed::Again(error.to_string())),
+        }
+    }
+
+    fn receive(&mut self, node: &Shared, mut line: Line, wait: Wait) -> Result<Step, Failed> {
+        let mut buffer = std::mem::take(&mut line.buffer);
+        let frame = match line.channel.receive(&mut buffer, wait.at_most(line.deadline)) {
+            Ok(Some(frame)) => frame,
+            Ok(None) if self.clock.now() >= line.deadline => {
+                return Err(Failed::Again("it was silent for too long".to_owned()));
+            }
+            Ok(None) => {
+                let due = line.deadline;
+                line.buffer = buffer;
+                self.stage = Stage::Connected(line);
+                return Ok(Step::Idle { due });
+            }
+            Err(error) => return Err(Failed::Again(error.to_string())),
+        };
+        let (header, message) = Message::decode(frame).map_err(|error| Failed::Useless(error.to_string()))?;
+        if header.sequence != line.expected {
+            return Err(Failed::Useless(format!(
+                "frame {} came where frame {} belongs",
+                header.sequence, line.expected
+            )));
+        }
+        line.expected += 1;
+        let config = &node.core.config;
+        let slowest = Duration::from_nanos(
+            2 * MAX_CHUNK as u64 * 1_000_000_000 / config.snapshot_bytes_per_second.max(1),
+        );
+        line.deadline = self.clock.now() + config.peer_timeout + slowest;
+        self.take(node, &mut line, message)?;
+        line.buffer = buffer;
+        // The end may have been taken just now.
+        if matches!(self.stage, Stage::Over) {
+            self.stage = Stage::Connected(line);
+        }
+        Ok(Step::Worked)
+    }
+
+    fn take(&mut self, node: &Shared, line: &mut Line, message: Message<'_>) -> Result<(), Failed> {
+        if !line.begun {
+            return match message {
+                Message::SnapshotBegin(begin) => self.begin(node, line, &begin),
+                Message::Reject(reject) => Err(Failed::Again(reject.reason.to_string())),
+                other => Err(Failed::Useless(format!("it sent a {} first", other.kind()))),
+            };
+        }
+        let staging = self.staging.as_mut().ok_or_else(|| Failed::Again("nothing is staged".to_owned()))?;
+        match message {
+            Message::SnapshotItem(item) => staging.item(item.item, &item.name)?,
+            Message::SnapshotChunk(chunk) => {
+                staging.chunk(chunk.at, chunk.bytes)?;
+                line.unsynced += chunk.bytes.len() as u64;
+            }
+            Message::SnapshotItemEnd(end) => staging.item_end(end.at, end.digest)?,
+            Message::SnapshotEnd(end) => {
+                let at = staging.place();
+                let Some(staging) = self.staging.take() else { return Ok(()) };
+                let staged = staging.finish(&end)?;
+                self.stage = Stage::Whole(Box::new(staged));
+                // It may not hear it: then it keeps the snapshot for a while in vain.
+                let _unsaid = self.send(node, line, &Message::SnapshotAck(SnapshotAck { at }));
+                return Ok(());
+            }
+            other => return Err(Failed::Useless(format!("it sent a {} amid the snapshot", other.kind()))),
+        }
+        let bytes = staging.bytes();
+        let synced = if line.unsynced >= SYNC_EVERY { Some(staging.sync()?) } else { None };
+        if let Some(status) = &mut *self.fetch.status.lock() {
+            status.bytes = bytes;
+        }
+        if let Some(at) = synced {
+            line.unsynced = 0;
+            self.tries = 0;
+            self.send(node, line, &Message::SnapshotAck(SnapshotAck { at }))?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, node: &Shared, line: &mut Line, begin: &SnapshotBegin) -> Result<(), Failed> {
+        let base = Base::decode(&begin.base).map_err(|error| Failed::Useless(error.to_string()))?;
+        if base.group != node.core.config.group {
+            return Err(Failed::Useless(format!("its snapshot is of group {}", base.group)));
+        }
+        if Some(base.at.vlsn) < self.fetch.need.lock().least {
+            return Err(Failed::Useless(format!("its snapshot stands at VLSN {}, too early", base.at.vlsn)));
+        }
+        let goes_on = self.staging.as_ref().is_some_and(|staging| {
+            staging.id() == begin.id && staging.place() == begin.from && staging.base_bytes() == begin.base
+        });
+        if !goes_on {
+            if begin.from != SnapshotPlace::default() {
+                return Err(Failed::Useless("it goes on with another snapshot than was begun".to_owned()));
+            }
+            let disk = Arc::clone(&node.core.host.disk);
+            self.staging = Some(Staging::begin(disk, &self.dir, begin.id, &begin.base)?);
+        }
+        line.begun = true;
+        log::info!("fetching a snapshot at VLSN {} from {}, {:?} on", base.at.vlsn, self.from, begin.from);
+        *self.fetch.status.lock() = Some(TransferStatus {
+            peer: self.from.to_string(),
+            at: base.at.vlsn,
+            bytes: self.staging.as_ref().map_or(0, Staging::bytes),
+            of: None,
+        });
+        Ok(())
+    }
+
+    /// Everything is there: the engine takes it in, if it is still of use.
+    fn install(&mut self, node: &Arc<Shared>, staged: Staged) -> Result<Step, Failed> {
+        let need = self.fetch.need.lock().clone();
+        if Some(staged.base().at.vlsn) < need.least {
+            return Err(Failed::Useless("the master has no longer what follows on it".to_owned()));
+        }
+        let begun = begin_install(node, &staged).map_err(Failed::Stop)?;
+        let part = match begun {
+            Begun::Install(part) => part,
+            Begun::Not(why) => return Err(Failed::Useless(why)),
+        };
+        log::info!("installing the snapshot at VLSN {}, needed in term {}", staged.base().at.vlsn, need.term);
+        let (answer, asked) = Answer::new();
+        let (weak, base) = (Arc::downgrade(node), staged.base().clone());
+        let settle = Box::new(move || match weak.upgrade() {
+            Some(node) => settle(&node, &base, part),
+            None => Err(Stop::Done),
+        });
+        node.core.apply.ask(Request::Install(Install { items: Box::new(staged), settle, asked }));
+        self.stage = Stage::Installs(answer);
+        Ok(Step::Worked)
+    }
+
+    fn talk(&mut self, node: &Arc<Shared>, wait: Wait) -> Result<Step, Failed> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Dial { at } if self.clock.now() < at => {
+                self.stage = Stage::Dial { at };
+                rest(wait.at_most(at));
+                Ok(Step::Idle { due: at })
+            }
+            Stage::Dial { .. } => self.dial(node, wait),
+            Stage::Connected(line) => self.receive(node, line, wait),
+            Stage::Whole(staged) => self.install(node, *staged),
+            Stage::Installs(answer) => match answer.take(wait) {
+                Ok(Some(())) => Err(Failed::Stop(Stop::Done)),
+                Ok(None) => {
+                    self.stage = Stage::Installs(answer);
+                    Ok(Step::Idle { due: Deadline::NEVER })
+                }
+                // The node closes, or has failed; opening it again goes on.
+                Err(_closed) => Err(Failed::Stop(Stop::Done)),
+            },
+            Stage::Over => Err(Failed::Stop(Stop::Done)),
+        }
+    }
+
+    /// Another attempt after a pause, or the end of this fetch.
+    fn retry(&mut self, node: &Shared, why: String) -> Result<Step, Stop> {
+        log::warn!("the snapshot from {} did not come: {why}", self.from);
+        if let Some(following) = node.following.get() {
+            following.snapshot_failed(FollowError::SnapshotFailed { from: self.from.clone(), why });
+        }
+        // Only what is synced counts.
+        self.staging = None;
+        self.tries += 1;
+        if self.tries >= TRIES {
+            return Err(Stop::Done);
+        }
+        let pause = node.core.config.backoff_min * 2u32.pow(self.tries);
+        self.stage = Stage::Dial { at: self.clock.now() + pause.min(node.core.config.backoff_max) };
+        Ok(Step::Worked)
+    }
+}
+
+impl Worker for Fetcher {
+    fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
+        let Some(node) = self.node.upgrade() else { return Err(Stop::Done) };
+        if node.core.poison.reason().is_some() {
+            return Err(Stop::Done);
+        }
+        match self.talk(&node, wait) {
+            Ok(step) => Ok(step),
+            Err(Failed::Stop(stop)) => Err(stop),
+            Err(Failed::Again(why)) => self.retry(&node, why),
+            Err(Failed::Useless(why)) => {
+                self.staging = None;
+                if let Err(error) = discard(&*node.core.host.disk, &self.dir) {
+                    log::warn!("the staged snapshot can't be removed: {error}");
+                }
+                self.tries = TRIES;
+                self.retry(&node, why)
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Putting a node on a snapshot: the intent, the log, the base; and at open, what of that a crash left to do.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::base::{BadBase, Base};
+use crate::disk::Disk;
+use crate::engine::Engine;
+use crate::ids::number;
+use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError, read_whole, write_whole};
+use crate::node::core::{Host, NodeError};
+use crate::node::group::Shared;
+use crate::replica::following::Guide;
+use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
+use crate::worker::Stop;
+
+/// The name of the base's file in the node's directory.
+const BASE: &str = "base";
+/// A longer file is no base.
+const BASE_LIMIT: u64 = 16 << 20;
+
+/// Why a snapshot is not in its place.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The staged snapshot, or the intent.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// A file.
+    #[error(transparent)]
+    Io(#[from] IoFailure),
+    /// The log.
+    #[error("the log could not be put on the snapshot: {0}")]
+    Log(#[from] TruncateError),
+    /// The log did not open.
+    #[error(transparent)]
+    Open(#[from] crate::log::OpenError),
+    /// The intent names another snapshot than is staged.
+    #[error(
+        "the snapshot in {dir} is not the one whose install has begun: wipe the node's directory and rejoin",
+        dir = dir.display()
+    )]
+    Other {
+        /// The staging directory.
+        dir: std::path::PathBuf,
+    },
+    /// The snapshot is another group's.
+    #[error("the staged snapshot belongs to group {found}, and this node is of group {ours}")]
+    OtherGroup {
+        /// The snapshot's.
+        found: crate::ids::GroupId,
+        /// This node's.
+        ours: crate::ids::GroupId,
+    },
+    /// The engine.
+    #[error("the engine could not install the snapshot: {0}; mend the engine, and open the node again")]
+    Engine(crate::engine::EngineError),
+    /// The base's file.
+    #[error("{path} can't be read: {why}; restore it, or wipe the node's directory and rejoin", path = path.display())]
+    Base {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        why: BadBase,
+    },
+}
+
+/// What the file `base` says, if there is one.
+pub(super) fn load_base(disk: &dyn Disk, dir: &Path) -> Result<Option<Base>, InstallError> {
+    let path = dir.join(BASE);
+    let Some(bytes) = read_whole(disk, &path, BASE_LIMIT)? else { return Ok(None) };
+    Base::decode(&bytes).map(Some).map_err(|why| InstallError::Base { path, why })
+}
+
+fn store_base(disk: &dyn Disk, dir: &Path, base: &Base) -> Result<(), InstallError> {
+    write_whole(disk, dir, BASE, &base.encode())?;
+    Ok(disk.sync_dir(dir).failed("sync", dir)?)
+}
+
+/// Whether an install has begun.
+pub(super) enum Begun {
+    /// The intent is durable: it has to be finished.
+    Install(LogPart),
+    /// It is of no use, for this reason.
+    Not(String),
+}
+
+/// Decides whether the snapshot may be installed, and makes the intent durable. From then on until it is settled, nothing is
+/// agreed with any master: what a master had appended here meanwhile would go with the log.
+pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Stop> {
+    let Some(following) = node.following.get() else { return Err(Stop::Done) };
+    if !following.begin_install() {
+        return Ok(Begun::Not("this node follows without it".to_owned()));
+    }
+    // After the above: whoever takes office looks there first.
+    if node.lead().is_some() {
+        following.end_install();
+        return Ok(Begun::Not("this node leads".to_owned()));
+    }
+    node.end_relay();
+    let (log, at) = (&node.core.log, staged.base().at);
+    let part = match log.position_at(at.vlsn) {
+        Ok(ours) if ours == at => LogPart::Kept,
+        _ => LogPart::Replaced,
+    };
+    let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
+    let applied = node.core.apply.applied.get();
+    let why = match part {
+        _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
+        LogPart::Replaced if known > at.vlsn.get() => {
+            Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
+        }
+        _ => None,
+    };
+    if let Some(why) = why {
+        following.end_install();
+        return Ok(Begun::Not(why));
+    }
+    let intent = Intent { digest: staged.digest(), at: at.vlsn, log: part };
+    let log_dir = node.core.config.dir.join("log");
+    intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    Ok(Begun::Install(part))
+}
+
+/// The engine has it: the log is put on it, and the intent goes.
+pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(), Stop> {
+    let Some(following) = node.following.get() else { return Err(Stop::Done) };
+    let (core, disk) = (&node.core, &*node.core.host.disk);
+    let done = following.between_frames(|| -> Result<_, InstallError> {
+        let cut = match part {
+            LogPart::Kept => None,
+            LogPart::Replaced => Some(core.log.reset(base.at)?),
+        };
+        core.log.note_committed(base.at.vlsn);
+        store_base(disk, &core.config.dir, base)?;
+        *node.base.lock() = Some(base.clone());
+        Intent::forget(disk, &core.config.dir.join("log"))?;
+        Ok(cut)
+    });
+    let cut = done.map_err(Stop::failed)?;
+    if let Err(error) = discard(disk, &core.config.dir.join(STAGING)) {
+        log::warn!("the installed snapshot's files are left behind: {error}");
+    }
+    let ties = crate::node::group::Ties(Arc::downgrade(node));
+    if let Some(cut) = cut {
+        ties.cut(&cut);
+    }
+    ties.members_changed();
+    log::info!("{} stands on the snapshot at VLSN {}", node.own.id, base.at.vlsn);
+    Ok(())
+}
+
+/// At open: finishes an install that had begun, before anything else looks at the engine or the log.
+pub(super) fn finish_install(
+    host: &Host,
+    config: LogConfig,
+    dir: &Path,
+    engine: &mut dyn Engine,
+) -> Result<(), NodeError> {
+    let disk = &*host.disk;
+    let mut finish = || -> Result<(), InstallError> {
+        let Some(intent) = Intent::load(disk, &config.dir)? else { return Ok(()) };
+        let staging = dir.join(STAGING);
+        let mut staged = Staged::open(Arc::clone(&host.disk), &staging)?;
+        if staged.digest() != intent.digest {
+            return Err(InstallError::Other { dir: staging });
+        }
+        let base = staged.base().clone();
+        if base.group != config.group {
+            return Err(InstallError::OtherGroup { found: base.group, ours: config.group });
+        }
+        log::warn!("the install of the snapshot at VLSN {} goes on", intent.at);
+        let mut config = config.clone();
+        // What it loses is saved, and was never committed.
+        config.doubtful = DoubtfulTail::Cut;
+        let (log, _) = Log::open_to_install(Arc::clone(&host.disk), host.runtime.clock(), config.clone())?;
+        engine.install(&mut staged).map_err(InstallError::Engine)?;
+        if intent.log == LogPart::Replaced {
+            log.reset(base.at)?;
+        }
+        store_base(disk, dir, &base)?;
+        let closed = log.close();
+        closed.map_err(TruncateError::from)?;
+        Intent::forget(disk, &config.dir)?;
+        Ok(discard(disk, &staging)?)
+    };
+    finish().map_err(NodeError::Install)
+}
