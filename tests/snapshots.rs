@@ -178,8 +178,7 @@ impl Group {
         let mut group = Group { dir: tempfile::tempdir().unwrap(), places: Vec::new() };
         for at in 0..count {
             let mut config = group.config(&format!("n{at}"));
-            config.seeds =
-                group.places.iter().filter_map(|place| place.config.base.listen.clone()).collect();
+            config.seeds = group.places.iter().filter_map(|place| place.config.base.listen.clone()).collect();
             change(at, &mut config);
             let shelf = Arc::new(Shelf::default());
             shelf.ballast.store(ballast, Ordering::SeqCst);
@@ -196,8 +195,7 @@ impl Group {
         until("everybody to be a full member", || {
             group.master().is_some_and(|master| {
                 let members = master.members();
-                members.iter().count() == count
-                    && members.iter().all(|one| one.admission == Admission::Full)
+                members.iter().count() == count && members.iter().all(|one| one.admission == Admission::Full)
             })
         });
         group

@@ -32,7 +32,7 @@ impl Layers {
 }
 
 /// Imports within a layer: (who, whom). Layer 0 is one vocabulary and needs no list.
-const SIBLINGS: [(&str, &str); 16] = [
+const SIBLINGS: [(&str, &str); 17] = [
     ("disk", "log"), // the mapping only
     ("log", "disk"),
     ("state", "disk"),
@@ -43,6 +43,7 @@ const SIBLINGS: [(&str, &str); 16] = [
     ("roster", "quorum"),
     ("feeder", "commit"),
     ("replica", "apply"),
+    ("archive", "apply"),
     ("node", "config"),
     ("node", "stats"),
     ("stats", "config"),

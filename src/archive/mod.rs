@@ -5,16 +5,21 @@
 //! it, and [`verify`] reads it all. docs/format.md describes the objects.
 
 pub mod base;
+pub mod bases;
 pub mod catalog;
 pub mod dir;
+pub mod drill;
 pub mod object;
 pub mod restore;
 pub mod target;
 pub mod verify;
+pub mod worker;
 
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::config::ConfigError;
 
 pub use catalog::Catalog;
 pub use dir::DirArchive;
@@ -132,5 +137,24 @@ impl ArchiveConfig {
     /// Default values with this archive.
     pub fn new(to: Arc<dyn Archive>) -> ArchiveConfig {
         ArchiveConfig { to, every: Duration::from_secs(10), base_bytes: 1 << 30, bases: 2 }
+    }
+
+    /// Checks the values against their bounds. Opening a node does it too.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the first field that does not fit.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let out = |field, value: String, bounds| Err(ConfigError::OutOfBounds { field, value, bounds });
+        let (least, most) = (Duration::from_millis(10), Duration::from_secs(24 * 60 * 60));
+        if self.every < least || self.every > most {
+            return out("archive.every", format!("{:?}", self.every), "10 ms to 1 day");
+        }
+        if self.base_bytes < 64 << 10 {
+            return out("archive.base_bytes", self.base_bytes.to_string(), "at least 64 KiB");
+        }
+        if !(1..=1000).contains(&self.bases) {
+            return out("archive.bases", self.bases.to_string(), "1 to 1000");
+        }
+        Ok(())
     }
 }

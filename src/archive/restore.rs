@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::address::Address;
 use crate::archive::Archive;
 use crate::archive::base::{self, Manifest};
 use crate::archive::catalog::{Foreign, Refused, Thread};
@@ -19,7 +20,7 @@ use crate::disk::Disk;
 use crate::entry::{EntryKind, Header, NewEntry, RunSummary, verify_run};
 use crate::ids::{GroupId, NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::log::{AppendError, FlushError, IoFailure, Log, LogConfig, OpenError};
-use crate::log::{Failed, create_anew, found_on};
+use crate::log::{Failed, INSTALL_NAME, TruncateError, create_anew};
 use crate::members::{Member, Members, Standing};
 use crate::runtime::Runtime;
 use crate::slots::Slots;
@@ -37,6 +38,8 @@ const FLUSH_EVERY: u64 = 16 << 20;
 pub struct RestoreOptions {
     /// The name of the node whose directory it will be: the new group's only member.
     pub node: NodeId,
+    /// Where others will dial it. `None`: that is said later, by a change of members.
+    pub address: Option<Address>,
     /// How far.
     pub until: Until,
     /// The base to begin with. `None`: the latest that will do.
@@ -50,7 +53,14 @@ pub struct RestoreOptions {
 impl RestoreOptions {
     /// All that was archived, as a node of this name, in a group with a random id.
     pub fn new(node: NodeId) -> RestoreOptions {
-        RestoreOptions { node, until: Until::End, base: None, group: None, segment_bytes: 64 << 20 }
+        RestoreOptions {
+            node,
+            address: None,
+            until: Until::End,
+            base: None,
+            group: None,
+            segment_bytes: 64 << 20,
+        }
     }
 }
 
@@ -115,6 +125,9 @@ pub enum RestoreError {
     /// The new log can't be made durable.
     #[error("the new log can't be made durable: {0}")]
     Flush(#[from] FlushError),
+    /// The new log can't be put on the base.
+    #[error("the new log can't be put on the base: {0}")]
+    Reset(#[from] TruncateError),
     /// The small state could not be made.
     #[error(transparent)]
     State(#[from] StateError),
@@ -131,7 +144,10 @@ impl From<Refused> for RestoreError {
 
 /// Whether a restore into this directory has begun and not ended: then nothing may be opened there.
 pub fn is_unfinished(disk: &dyn Disk, dir: &Path) -> bool {
-    disk.open(&dir.join(UNFINISHED)).is_ok()
+    let there = |path: &Path| disk.open(&dir.join(path)).is_ok();
+    // Whoever fetched a snapshot has a small state from before.
+    let intent = Path::new("log").join(INSTALL_NAME);
+    there(Path::new(UNFINISHED)) || (there(&intent) && !there(Path::new("state")))
 }
 
 /// How far a restore has come.
@@ -166,7 +182,8 @@ pub fn restore(
     let group = options.group.unwrap_or_else(|| GroupId::from_bits(random()));
     begin(&**disk, dir)?;
     let mut work = Work { archive, disk, runtime, dir, group, options, plan: &plan, progress, done: 0 };
-    let alone = Members::new(vec![Member::electable(options.node.clone())]);
+    let own = Member { address: options.address.clone(), ..Member::electable(options.node.clone()) };
+    let alone = Members::new(vec![own]);
     let members = alone.unwrap_or_else(|_| unreachable!("one electable member is a list"));
     let staged = work.stage(&members)?;
     let (target, last) = work.write_log(term, &members)?;
@@ -264,10 +281,10 @@ impl Work<'_> {
         };
         let clock = self.runtime.clock();
         let base = self.plan.head.as_ref().map(Manifest::at);
-        if let Some(base) = base {
-            found_on(&**self.disk, &*clock, &config, base)?;
-        }
         let (log, _) = Log::open(Arc::clone(self.disk), clock, config)?;
+        if let Some(base) = base {
+            log.reset(base)?;
+        }
         let filled = self.fill_log(&log, base, term, members);
         let closed = log.close();
         let filled = filled?;

@@ -232,7 +232,11 @@ fn find(archive: &dyn Archive, catalog: &Catalog, group: GroupId, until: Until) 
             reached = Some(header.last);
         }
         let Some(end) = reached.map(|at| at.vlsn) else { return Err(PlanError::Empty) };
-        let Some(base) = bases.find(|base| base.at > end) else { return Ok(end) };
+        let Some(base) = bases.find(|base| base.at > end) else {
+            // Log behind a gap that no base bridges is of no use, but it tells that there was more.
+            let more = catalog.last_log().map(|log| log.range.last()).filter(|last| *last > end);
+            return more.map_or(Ok(end), |last| Err(missing(catalog, until, Some(end), last)));
+        };
         let head = base::Manifest::read(archive, base)?;
         of_group(&base::manifest_name(base.at, base.term), head.group(), group)?;
         if until.excludes(head.at().vlsn, head.at().term, head.time) {

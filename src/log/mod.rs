@@ -47,7 +47,6 @@ pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use retention::{Pin, PinInfo, Pruned};
-pub(crate) use saved::found_on;
 pub use scanner::{LogScanner, Run, ScanError};
 pub use size::Extent;
 pub use truncate::Truncated;

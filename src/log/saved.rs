@@ -8,9 +8,8 @@ use crate::clock::Clock;
 use crate::disk::{Disk, DiskFile};
 use crate::ids::{GroupId, Position, Vlsn};
 use crate::log::error::{Failed, IoFailure};
-use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader, saved_name, segment_name};
+use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader, saved_name};
 use crate::log::index::create_anew;
-use crate::log::{LogConfig, stage};
 
 const CHUNK: u64 = 1024 * 1024;
 
@@ -63,20 +62,4 @@ pub(super) fn write_segment(
     }
     file.sync().failed("sync", &temporary)?;
     disk.rename(&temporary, path).failed("rename", &temporary)
-}
-
-/// Makes, durably, an empty log that stands on `base`, in a directory that is none yet.
-pub(crate) fn found_on(
-    disk: &dyn Disk,
-    clock: &dyn Clock,
-    config: &LogConfig,
-    base: Position,
-) -> Result<(), IoFailure> {
-    let dir = &config.dir;
-    disk.create_dir(dir).failed("create", dir)?;
-    let first = base.vlsn.next();
-    let capacity = stage::capacity(config.segment_bytes, config.max_payload);
-    let head = (config.group, first, Some(base));
-    write_segment(disk, clock, &dir.join(segment_name(first)), capacity, head, &[])?;
-    disk.sync_dir(dir).failed("sync", dir)
 }

@@ -11,6 +11,7 @@ use crate::engine::{Engine, EngineError};
 use crate::entry::Entries;
 use crate::ids::Vlsn;
 use crate::members::{Member, Members, Roll};
+use crate::node::archiver::Archiving;
 use crate::node::core::{Core, Founding, Host, NodeError};
 use crate::node::facade::{Listeners, Node};
 use crate::node::group::{Retired, Shared, Ties};
@@ -91,6 +92,7 @@ impl Node {
             retired: Mutex::default(),
             joining: Mutex::default(),
             doubt: Mutex::default(),
+            archive: config.archive.clone().map(Archiving::new),
             whom: Mutex::default(),
             events: Mutex::default(),
             service: Default::default(),
@@ -128,6 +130,9 @@ impl Node {
         let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());
         let worker = core.spawn("election", worker, Vec::new());
         election.serve(Arc::new(ties), worker);
+        if let Some(archive) = &shared.archive {
+            archive.start(&shared);
+        }
         let mut node = Node { shared, address, closer: None, listeners, closed: AtomicBool::new(false) };
         if let Some(listener) = listener {
             node.closer = Some(listener.closer());

@@ -109,6 +109,12 @@ pub enum NodeError {
         /// The node's small state.
         path: std::path::PathBuf,
     },
+    /// A restore from an archive did not end.
+    #[error("a restore into {dir} did not end: remove the directory, and restore again", dir = dir.display())]
+    HalfRestored {
+        /// The node's directory.
+        dir: std::path::PathBuf,
+    },
     /// A node that is to lead is no voter.
     #[error("{0} is not electable and can't be master")]
     NotElectable(crate::ids::NodeId),
@@ -247,6 +253,7 @@ impl Core {
         doubtful: crate::log::DoubtfulTail,
     ) -> Result<Unstarted, NodeError> {
         let config = Arc::new(config.check()?);
+        is_whole(&config, &host)?;
         let (log, opened) = open_log(&config, &host, doubtful)?;
         let state = open_state(&config, &host, &log, Founding::Fixed)?;
         Core::assemble(config, host, engine, state, log, opened)
@@ -261,6 +268,7 @@ impl Core {
         founding: Founding,
     ) -> Result<Unstarted, NodeError> {
         let config = Arc::new(config.check()?);
+        is_whole(&config, &host)?;
         finish_install(&host, log_config(&config, DoubtfulTail::Cut), &config.dir, &mut *engine)?;
         let path = config.dir.join("state");
         if founding == Founding::Found && host.disk.open(&path).is_ok() {
@@ -473,6 +481,14 @@ fn log_config(config: &CheckedConfig, doubtful: DoubtfulTail) -> LogConfig {
         max_payload: config.max_payload,
         lazy_flush: config.lazy_flush,
         doubtful,
+    }
+}
+
+/// What a restore left half done is not touched: not even the engine.
+fn is_whole(config: &CheckedConfig, host: &Host) -> Result<(), NodeError> {
+    match crate::archive::restore::is_unfinished(&*host.disk, &config.dir) {
+        true => Err(NodeError::HalfRestored { dir: config.dir.clone() }),
+        false => Ok(()),
     }
 }
 

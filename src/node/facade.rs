@@ -49,6 +49,12 @@ pub enum Event {
         /// The file that keeps them.
         saved: Option<std::path::PathBuf>,
     },
+    /// Entries were removed from the log before they were archived: nothing can ever be restored to them. Archiving goes on
+    /// with a new base.
+    ArchiveGap {
+        /// Which.
+        missing: VlsnRange,
+    },
 }
 
 /// Answers requests of the embedder's own clients over the node's port.

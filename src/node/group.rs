@@ -17,6 +17,7 @@ use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
 use crate::log::Truncated;
 use crate::members::{Member, Members, Role, Roll, Standing};
+use crate::node::archiver::Archiving;
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
 use crate::node::fetch::Fetching;
@@ -62,6 +63,8 @@ pub(super) struct Shared {
     /// Requests to be taken into the group.
     pub joining: Mutex<Vec<Asking>>,
     pub doubt: Mutex<Doubt>,
+    /// If it has an archive.
+    pub archive: Option<Archiving>,
     pub whom: Mutex<Whom>,
     pub events: Mutex<VecDeque<Event>>,
     pub service: RwLock<Option<Arc<dyn Service>>>,
@@ -166,6 +169,12 @@ impl Shared {
         let founded = self.election.state().state().standing == Standing::Full { since: Term::NONE }
             && self.own.role != Role::Arbiter;
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
+    }
+
+    pub fn poke_archiver(&self) {
+        if let Some(archive) = &self.archive {
+            archive.poke();
+        }
     }
 
     pub fn poke_receive(&self) {
@@ -307,6 +316,7 @@ impl Office for Ties {
         *node.lead.write() = Some(lead);
         log::info!("{} is master in term {term} from VLSN {}", node.own.id, opening.start);
         node.tell_later(Event::Part { part: Part::Master, term, master: Some(node.own.id.clone()) });
+        node.poke_archiver();
         true
     }
 
@@ -316,6 +326,7 @@ impl Office for Ties {
         // First, so that whoever is told that it was deposed finds nothing going on.
         node.core.log.fence(lead.term.next());
         lead.feeders.depose(newer);
+        node.poke_archiver();
         node.retired.lock().push(Retired::Lead(lead.feeders.clone()));
         node.tell_later(Event::Part { part: Part::Waiting, term: newer.unwrap_or(lead.term), master: None });
         if let Some(following) = node.following.get() {

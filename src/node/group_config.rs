@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::archive::ArchiveConfig;
 use crate::config::{Config, ConfigError, Plaintext};
 use crate::election::{Builtin, Coordinator};
 use crate::members::{Members, Role};
@@ -29,6 +30,8 @@ pub struct NodeConfig {
     pub election_timeout: Duration,
     /// Who may stand for election. Default: everybody.
     pub coordinator: Arc<dyn Coordinator>,
+    /// Where to archive while this node leads. Default: nowhere.
+    pub archive: Option<ArchiveConfig>,
 }
 
 impl NodeConfig {
@@ -43,6 +46,7 @@ impl NodeConfig {
             advertise: None,
             election_timeout: Duration::from_millis(600),
             coordinator: Arc::new(Builtin),
+            archive: None,
         }
     }
 
@@ -64,6 +68,12 @@ impl NodeConfig {
         }
         if self.base.slot.is_some() && self.role == Role::Arbiter {
             return Err(ConfigError::WrongRole { field: "slot", role: "arbiter" });
+        }
+        if let Some(archive) = &self.archive {
+            if self.role != Role::Electable {
+                return Err(ConfigError::WrongRole { field: "archive", role: "node that never leads" });
+            }
+            archive.check()?;
         }
         if self.region.len() > Members::MAX_REGION {
             let bounds = "at most 64 bytes long";

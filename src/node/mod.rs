@@ -1,5 +1,6 @@
 //! Whole nodes: the parts put together.
 
+mod archiver;
 mod assemble;
 mod core;
 mod dispatch;

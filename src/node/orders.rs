@@ -7,6 +7,7 @@ use crate::clock::Wait;
 use crate::commit::Ticket;
 use crate::ids::{NodeId, Vlsn};
 use crate::members::Health;
+use crate::node::archiver::Archiving;
 use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
@@ -95,13 +96,23 @@ impl Shared {
             Order::Demote { term } if self.election.step_down(term, "an operator ordered it") => {
                 Obeyed::Now(ControlReply::Done(format!("{} stepped down in term {term}", self.own.id)))
             }
+            Order::Archive if self.lead().is_none() => Obeyed::Now(hint()),
+            Order::Archive => match &self.archive {
+                Some(archive) => {
+                    archive.want_base();
+                    Obeyed::Now(ControlReply::Done(format!(
+                        "{} makes a base; status tells when it is there",
+                        self.own.id
+                    )))
+                }
+                None => refused(&"this node has no archive: name one in its configuration"),
+            },
             Order::CreateSlot { .. }
             | Order::MoveSlot { .. }
             | Order::DropSlot { .. }
             | Order::Digest { .. }
             | Order::Verify
-            | Order::Scrub
-            | Order::Archive => refused(&"this build does not carry out that order"),
+            | Order::Scrub => refused(&"this build does not carry out that order"),
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -164,6 +175,7 @@ impl Shared {
                 oldest: self.core.log.oldest(),
                 fetching: self.fetching.status(),
                 giving: self.givings.status(),
+                archive: self.archive.as_ref().map(Archiving::status),
                 ..Keeping::default()
             }),
             members: members.collect(),

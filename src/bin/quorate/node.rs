@@ -152,6 +152,9 @@ fn line(event: &Event) -> String {
                 .collect();
             format!("members: {}", names.join(", "))
         }
+        Event::ArchiveGap { missing } => {
+            format!("VLSN {missing} were never archived, and nothing can be restored to them")
+        }
         Event::RolledBack { range, saved } => {
             let saved = saved.as_ref().map_or(String::new(), |path| format!("; kept in {}", path.display()));
             format!("rolled back VLSN {range}, which were never committed{saved}")

@@ -1,0 +1,628 @@
+//! The archive: what is written there, and what comes back.
+#![cfg(feature = "sim")]
+
+mod common;
+
+use std::io::{self, IoSlice, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::nodes::id;
+use common::{GROUP, payload, t, v};
+use parking_lot::Mutex;
+use quorate::archive::object::{ObjectDamage, ReadError, write_log};
+use quorate::archive::restore::{Progress, RestoreError};
+use quorate::archive::target::PlanError;
+use quorate::archive::verify::{Finding, verify};
+use quorate::archive::{Archive, DirArchive, RestoreOptions, Restored, Until, is_object_name, restore};
+use quorate::clock::{Clock, Deadline, SystemClock, Wait};
+use quorate::disk::{Disk, DiskFile, RealDisk};
+use quorate::entry::EntryRef;
+use quorate::log::{LogConfig, LogScanner};
+use quorate::runtime::ThreadRuntime;
+use quorate::sim::{FaultDisk, Rng};
+use quorate::state::StateFile;
+use quorate::{
+    Config, Engine, EngineError, Entries, EntryKind, GroupId, Host, Log, Members, NewEntry, Node, NodeConfig,
+    NodeError, Position, Term, Vlsn,
+};
+
+/// A clock whose wall time the test sets.
+#[derive(Default)]
+struct SetClock(AtomicU64);
+
+impl Clock for SetClock {
+    fn now(&self) -> Deadline {
+        SystemClock.now()
+    }
+
+    fn wall_micros(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// The bytes and the entries of a log.
+type Entry = (u64, u32, u64, EntryKind, Vec<u8>);
+
+fn entries(log: &Log) -> Vec<Entry> {
+    let mut scanner = log.scanner();
+    let mut after = log.base().map(|base| base.vlsn);
+    let mut all = Vec::new();
+    while let Some(run) = scanner.run(after, 100, 64 << 10).unwrap() {
+        for mut rest in run.slices().iter().copied() {
+            while !rest.is_empty() {
+                let entry = EntryRef::verify(rest).unwrap();
+                let header = entry.header();
+                let vlsn = header.vlsn.unwrap().get();
+                all.push((vlsn, header.term.get(), header.timestamp, header.kind, entry.payload().to_vec()));
+                rest = &rest[entry.bytes().len()..];
+            }
+        }
+        after = Some(run.last.vlsn);
+    }
+    all
+}
+
+/// A log in a temporary directory, and an archive of it.
+struct Stage {
+    dir: tempfile::TempDir,
+    clock: Arc<SetClock>,
+    log: Log,
+    archive: DirArchive,
+    /// What was archived.
+    last: Option<Position>,
+}
+
+fn log_config(dir: &Path, group: GroupId) -> LogConfig {
+    LogConfig { segment_bytes: 4096, max_payload: 1024, ..LogConfig::new(dir, group) }
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SetClock::default());
+        let shared: Arc<dyn Clock> = Arc::<SetClock>::clone(&clock);
+        let config = log_config(&dir.path().join("log"), GROUP);
+        let (log, _) = Log::open(Arc::new(RealDisk), shared, config).unwrap();
+        let archive = DirArchive::new(Arc::new(RealDisk), dir.path().join("archive"), 1);
+        Stage { dir, clock, log, archive, last: None }
+    }
+
+    /// Appends entries at the times given, and archives them in one object.
+    fn add(&mut self, term: u32, times: &[u64]) {
+        for time in times {
+            self.clock.0.store(*time, Ordering::SeqCst);
+            let next = Vlsn::after(self.log.last().map(|last| last.vlsn)).get();
+            self.log.append(t(term), &[NewEntry::data(&payload(next))]).unwrap();
+        }
+        self.archive_all();
+    }
+
+    fn archive_all(&mut self) {
+        let last = self.log.last().unwrap();
+        let header = write_log(&self.archive, &self.log, GROUP, self.last, last.vlsn, u64::MAX).unwrap();
+        assert_eq!(header.unwrap().last, last);
+        self.last = Some(last);
+    }
+
+    /// Three objects, of three terms, of ten entries each, a second apart.
+    fn filled() -> Stage {
+        let mut stage = Stage::new();
+        for (term, from) in [(1, 1), (4, 11), (5, 21)] {
+            let times: Vec<u64> = (from..from + 10).map(|second| second * 1_000_000).collect();
+            stage.add(term, &times);
+        }
+        stage
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("archive")
+    }
+
+    fn to(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn restore(&self, name: &str, until: Until) -> Result<Restored, RestoreError> {
+        restore_from(&self.archive, &(Arc::new(RealDisk) as Arc<dyn Disk>), &self.to(name), until)
+    }
+
+    fn objects(&self) -> Vec<String> {
+        self.archive.list("").unwrap().into_iter().map(|object| object.name).collect()
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut each = |_bytes: u64, finding: Option<Finding>| found.extend(finding.map(|f| f.to_string()));
+        verify(&self.archive, &mut each).unwrap();
+        found
+    }
+}
+
+fn restore_from(
+    archive: &dyn Archive,
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    until: Until,
+) -> Result<Restored, RestoreError> {
+    let options = RestoreOptions { until, segment_bytes: 4096, ..RestoreOptions::new(id("r")) };
+    let mut last = 0;
+    let mut progress = |progress: Progress| {
+        assert!(progress.bytes > last && progress.bytes <= progress.of);
+        last = progress.bytes;
+    };
+    restore(archive, disk, &ThreadRuntime, dir, &options, &mut progress)
+}
+
+/// Opens the restored node's log, without the node.
+fn restored_log(dir: &Path, group: GroupId) -> Log {
+    let config = log_config(&dir.join("log"), group);
+    Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap().0
+}
+
+#[test]
+fn a_restore_takes_exactly_the_entries_up_to_its_target() {
+    let stage = Stage::filled();
+    let all = entries(&stage.log);
+    let targets = [
+        (Until::End, 30),
+        (Until::Vlsn(v(1)), 1),
+        (Until::Vlsn(v(10)), 10),
+        (Until::Vlsn(v(11)), 11),
+        (Until::Vlsn(v(17)), 17),
+        (Until::Vlsn(v(30)), 30),
+        (Until::Time(1_000_000), 1),
+        (Until::Time(10_000_000), 10),
+        (Until::Time(16_999_999), 16),
+        (Until::Time(17_000_000), 17),
+        // Later than all that is known: all of it.
+        (Until::Time(u64::MAX), 30),
+        (Until::Term(t(1)), 10),
+        // No entry has term 3: what stood when it ended.
+        (Until::Term(t(3)), 10),
+        (Until::Term(t(4)), 20),
+        (Until::Term(t(5)), 30),
+    ];
+    for (at, (target, expected)) in targets.into_iter().enumerate() {
+        let name = format!("r{at}");
+        let restored = stage.restore(&name, target).unwrap();
+        assert_eq!(
+            (restored.target.vlsn, restored.end, restored.base),
+            (v(expected), v(30), None),
+            "{target}"
+        );
+        assert_eq!((restored.from, restored.term), (GROUP, t(6)));
+        assert_ne!(restored.group, GROUP);
+        let log = restored_log(&stage.to(&name), restored.group);
+        let found = entries(&log);
+        assert_eq!(found[..expected as usize], all[..expected as usize], "{target}");
+        let own: Vec<(u32, EntryKind)> = found[expected as usize..].iter().map(|e| (e.1, e.3)).collect();
+        assert_eq!(
+            own,
+            [EntryKind::TERM_START, EntryKind::MEMBERSHIP, EntryKind::SLOTS].map(|kind| (6, kind))
+        );
+        assert_eq!(log.known_committed(), Some(restored.last));
+        assert_eq!(log.memberships(), [restored.last.previous().unwrap()]);
+    }
+}
+
+#[test]
+fn targets_outside_of_the_archive_are_refused_by_name() {
+    let stage = Stage::filled();
+    for target in [Until::Vlsn(v(31)), Until::Term(t(6))] {
+        let refused = stage.restore("r", target);
+        assert!(
+            matches!(refused, Err(RestoreError::Plan(PlanError::TooLate { end, .. })) if end == v(30)),
+            "{refused:?}"
+        );
+    }
+    let refused = stage.restore("r", Until::Time(999_999));
+    assert!(matches!(refused, Err(RestoreError::Plan(PlanError::TooEarly { .. }))), "{refused:?}");
+    let empty = DirArchive::new(Arc::new(RealDisk), stage.to("nothing"), 1);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let refused = restore_from(&empty, &disk, &stage.to("r"), Until::End);
+    assert!(matches!(refused, Err(RestoreError::Plan(PlanError::Empty))), "{refused:?}");
+    // A refusal leaves nothing behind.
+    assert!(!stage.to("r").exists());
+}
+
+#[test]
+fn a_time_ends_before_the_first_later_entry_also_where_clocks_go_back() {
+    let mut stage = Stage::new();
+    stage.add(1, &[10, 20, 30]);
+    stage.add(2, &[25, 28, 40]);
+    for (time, expected) in [(10, 1), (24, 2), (25, 2), (29, 2), (30, 5), (39, 5), (40, 6)] {
+        let restored = stage.restore(&format!("t{time}"), Until::Time(time)).unwrap();
+        assert_eq!(restored.target.vlsn, v(expected), "{time}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_any_object_is_found_and_named() {
+    let stage = Stage::filled();
+    assert_eq!(stage.findings(), Vec::<String>::new());
+    let mut flips = 0;
+    for name in stage.objects() {
+        let path = stage.root().join(&name);
+        let sound = std::fs::read(&path).unwrap();
+        // Every byte of the header, and some of the entries.
+        for at in (0..128).chain((128..sound.len()).step_by(41)).chain([sound.len() - 1]) {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            let dir = stage.to(&format!("r{flips}"));
+            flips += 1;
+            let refused =
+                restore_from(&stage.archive, &(Arc::new(RealDisk) as Arc<dyn Disk>), &dir, Until::End);
+            let why = refused.expect_err(&format!("{name} at {at}")).to_string();
+            assert!(why.contains(&name), "{name} at {at}: {why}");
+            assert!(opens(&dir).is_err(), "{name} at {at}");
+            let found = stage.findings();
+            assert!(found.iter().any(|finding| finding.contains(&name)), "{name} at {at}: {found:?}");
+        }
+        for len in [0, 5, 128, sound.len() - 1] {
+            std::fs::write(&path, &sound[..len]).unwrap();
+            let why = stage.restore(&format!("c{flips}-{len}"), Until::End).unwrap_err().to_string();
+            assert!(why.contains(&name), "{name} cut to {len}: {why}");
+        }
+        std::fs::write(&path, [&sound[..], b"x"].concat()).unwrap();
+        assert!(stage.restore(&format!("l{flips}"), Until::End).unwrap_err().to_string().contains(&name));
+        std::fs::write(&path, &sound).unwrap();
+    }
+    assert!(flips > 300, "{flips}");
+    stage.restore("sound", Until::End).unwrap();
+}
+
+/// Opens the directory as the node whose it is.
+fn opens(dir: &Path) -> Result<Node, NodeError> {
+    let group = StateFile::open(&RealDisk, &dir.join("state")).map_or(GROUP, |state| state.state().group);
+    let config = NodeConfig::new(node_config(dir, group));
+    Node::open(config, Box::new(Recorder::default()), Host::machine())
+}
+
+fn node_config(dir: &Path, group: GroupId) -> Config {
+    let mut config = Config::new(group, id("r"), dir);
+    config.segment_bytes = 64 << 10;
+    config.max_payload = 8 << 10;
+    config
+}
+
+#[test]
+fn a_missing_object_is_a_gap_and_named_and_what_lies_before_it_is_restored() {
+    let stage = Stage::filled();
+    let second = stage.root().join(&stage.objects()[1]);
+    std::fs::remove_file(second).unwrap();
+    for target in [Until::End, Until::Vlsn(v(11)), Until::Vlsn(v(25)), Until::Term(t(5))] {
+        let refused = stage.restore("r", target);
+        let Err(RestoreError::Plan(PlanError::Gap { missing, .. })) = refused else { panic!("{refused:?}") };
+        assert_eq!((missing.first(), missing.last()), (v(11), v(20)));
+    }
+    assert!(stage.findings().iter().any(|finding| finding.contains("11..=20")), "{:?}", stage.findings());
+    assert_eq!(stage.restore("r", Until::Vlsn(v(10))).unwrap().target.vlsn, v(10));
+    std::fs::remove_file(stage.root().join(&stage.objects()[0])).unwrap();
+    let refused = stage.restore("s", Until::End);
+    assert!(matches!(refused, Err(RestoreError::Plan(PlanError::TooEarly { .. }))), "{refused:?}");
+}
+
+#[test]
+fn an_object_of_another_group_or_another_history_is_refused_by_name() {
+    // The same entries in number, of another group, and of this group with other contents.
+    for (group, foreign) in [(GroupId::from_bits(99), true), (GROUP, false)] {
+        let stage = Stage::filled();
+        let other = tempfile::tempdir().unwrap();
+        let config = log_config(other.path(), group);
+        let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+        for _ in 0..20 {
+            log.append(t(1), &[NewEntry::data(b"other")]).unwrap();
+        }
+        let base = log.position_at(v(10)).unwrap();
+        write_log(&stage.archive, &log, group, Some(base), v(20), u64::MAX).unwrap().unwrap();
+        let refused = stage.restore("r", Until::End).unwrap_err();
+        let name = "log/00000000000000000011-00000000000000000020";
+        assert!(refused.to_string().contains(if foreign { name } else { "another history" }), "{refused}");
+        assert_eq!(foreign, matches!(refused, RestoreError::Plan(PlanError::Foreign(_))), "{refused}");
+        assert!(opens(&stage.to("r")).is_err());
+        assert!(!stage.findings().is_empty());
+    }
+}
+
+#[test]
+fn objects_that_overlap_are_one_log_and_have_to_agree() {
+    let mut stage = Stage::filled();
+    // A second master cut elsewhere.
+    for (after, to) in [(4, 14), (14, 16), (8, 27), (29, 30)] {
+        let base = stage.log.position_at(v(after)).unwrap();
+        write_log(&stage.archive, &stage.log, GROUP, Some(base), v(to), u64::MAX).unwrap().unwrap();
+    }
+    assert_eq!((stage.objects().len(), stage.findings()), (7, Vec::new()));
+    let all = entries(&stage.log);
+    for to in 1..=30 {
+        let name = format!("r{to}");
+        let restored = stage.restore(&name, Until::Vlsn(v(to))).unwrap();
+        let log = restored_log(&stage.to(&name), restored.group);
+        assert_eq!(entries(&log)[..to as usize], all[..to as usize]);
+    }
+    // One that tells something else of what the others hold, too.
+    let other = Stage::new();
+    stage.archive.remove(&stage.objects()[0]).unwrap();
+    for _ in 0..15 {
+        other.log.append(t(1), &[NewEntry::data(b"other")]).unwrap();
+    }
+    write_log(&stage.archive, &other.log, GROUP, None, v(15), u64::MAX).unwrap().unwrap();
+    let refused = stage.restore("differs", Until::End).unwrap_err();
+    let differs = matches!(
+        &refused,
+        RestoreError::Read(ReadError::Damaged { damage: ObjectDamage::OtherHistory(_), .. })
+    );
+    assert!(differs, "{refused:?}");
+    stage.last = None;
+}
+
+#[test]
+fn names_of_objects_lead_nowhere_else_and_links_are_not_followed() {
+    for good in ["log/1-2", "base/1-1/manifest", "a", "a.b/c_d-e"] {
+        assert!(is_object_name(good), "{good}");
+    }
+    for bad in
+        ["", "/", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "ü", &"x".repeat(201)]
+    {
+        assert!(!is_object_name(bad), "{bad}");
+        assert!(is_object_name("x") && DirArchive::new(Arc::new(RealDisk), "/nowhere", 1).open(bad).is_err());
+    }
+    let stage = Stage::filled();
+    let name = &stage.objects()[0];
+    let path = stage.root().join(name);
+    let elsewhere = stage.to("elsewhere");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    assert!(stage.archive.open(name).is_err());
+    assert!(stage.restore("r", Until::End).is_err());
+}
+
+/// Writes down what it applies; keeps nothing.
+#[derive(Default)]
+struct Recorder(Arc<Mutex<Vec<(u64, EntryKind, Vec<u8>)>>>);
+
+impl Engine for Recorder {
+    fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        Ok(None)
+    }
+
+    fn apply(&mut self, entries: Entries<'_>) -> Result<(), EngineError> {
+        let of = |e: EntryRef<'_>| (e.header().vlsn.unwrap().get(), e.kind(), e.payload().to_vec());
+        self.0.lock().extend(entries.iter().map(of));
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_restored_directory_opens_as_a_group_of_its_own() {
+    let stage = Stage::filled();
+    let dir = stage.to("r");
+    let restored = stage.restore("r", Until::Vlsn(v(17))).unwrap();
+    let state = StateFile::open(&RealDisk, &dir.join("state")).unwrap().state();
+    assert_eq!((state.group, state.node, state.term, state.vote), (restored.group, id("r"), t(6), None));
+    let book = Arc::new(Mutex::new(Vec::new()));
+    let config = NodeConfig::new(node_config(&dir, restored.group));
+    let node = Node::open(config, Box::new(Recorder(Arc::clone(&book))), Host::machine()).unwrap();
+    common::nodes::until("the restored node to lead", || node.leads().is_some());
+    assert!(node.leads() > Some(t(6)));
+    let written = node.write(&[NewEntry::data(b"new")], quorate::Policy::MAJORITY, common::nodes::patience());
+    assert_eq!(written.unwrap(), quorate::Outcome::Committed);
+    let members: Vec<_> = node.members().iter().map(|member| member.id.clone()).collect();
+    assert_eq!(members, [id("r")]);
+    common::nodes::until("everything to be applied", || {
+        book.lock().last().is_some_and(|(_, _, bytes)| bytes == b"new")
+    });
+    let applied = book.lock().clone();
+    for (vlsn, kind, bytes) in &applied[..17] {
+        assert_eq!((*kind, bytes), (EntryKind::DATA, &payload(*vlsn)));
+    }
+    assert_eq!(applied[17].1, EntryKind::TERM_START);
+    assert_eq!(Members::decode(&applied[18].2).unwrap().iter().count(), 1);
+    // Nobody of the old group takes it for one of theirs.
+    drop(node);
+    let refused =
+        Node::open(NodeConfig::new(node_config(&dir, GROUP)), Box::new(Recorder::default()), Host::machine());
+    assert!(refused.is_err());
+}
+
+/// A disk that stops before a change, and all that follows.
+struct Stopping {
+    disk: FaultDisk,
+    left: Arc<AtomicU64>,
+}
+
+struct StoppingFile(Arc<dyn DiskFile>, Arc<AtomicU64>);
+
+fn change(left: &AtomicU64) -> io::Result<()> {
+    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(io::Error::other("the machine stopped")),
+    }
+}
+
+impl Stopping {
+    fn new(seed: u64, changes: u64) -> Stopping {
+        let disk = FaultDisk::new(Rng::new(seed));
+        Stopping { disk, left: Arc::new(AtomicU64::new(changes)) }
+    }
+
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(StoppingFile(file, Arc::clone(&self.left)))
+    }
+
+    /// The power fails, and comes back.
+    fn restart(&self) {
+        self.disk.lose_power();
+        self.left.store(u64::MAX, Ordering::SeqCst);
+    }
+}
+
+impl Disk for Stopping {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        change(&self.left)?;
+        self.disk.create_dir(dir)
+    }
+    fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+        change(&self.left)?;
+        Ok(self.file(self.disk.create(path, len)?))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.file(self.disk.open(path)?))
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        change(&self.left)?;
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        change(&self.left)?;
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        change(&self.left)?;
+        self.disk.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        self.disk.lock(path)
+    }
+}
+
+impl DiskFile for StoppingFile {
+    fn write_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        change(&self.1)?;
+        self.0.write_at(slices, offset)
+    }
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(into, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        change(&self.1)?;
+        self.0.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn map(&self) -> io::Result<quorate::log::mmap::Mapping> {
+        self.0.map()
+    }
+}
+
+#[test]
+fn a_power_loss_at_any_step_of_archiving_leaves_no_half_object() {
+    let stage = Stage::filled();
+    let whole = std::fs::read(stage.root().join(&stage.objects()[0])).unwrap();
+    let root = Path::new("/a");
+    let mut steps = 0;
+    loop {
+        let disk = Arc::new(Stopping::new(steps, steps));
+        let archive = DirArchive::new(Arc::clone(&disk) as Arc<dyn Disk>, root, 1);
+        let written = write_log(&archive, &stage.log, GROUP, None, v(10), u64::MAX);
+        let stopped = written.is_err();
+        disk.restart();
+        let after = DirArchive::new(Arc::clone(&disk) as Arc<dyn Disk>, root, 2);
+        let there = after.list("").unwrap();
+        assert!(!there.is_empty() || stopped, "what was told to be archived is gone");
+        for object in &there {
+            let mut bytes = Vec::new();
+            after.open(&object.name).unwrap().read_to_end(&mut bytes).unwrap();
+            assert!(bytes == whole, "step {steps}");
+        }
+        // It goes on, and what was left unfinished is gone.
+        write_log(&after, &stage.log, GROUP, None, v(10), u64::MAX).unwrap().unwrap();
+        assert_eq!(disk.list(&root.join("log")).unwrap().len(), 1, "step {steps}");
+        if !stopped {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > 6, "{steps}");
+}
+
+#[test]
+fn a_power_loss_at_any_step_of_a_restore_leaves_what_nobody_opens() {
+    let stage = Stage::filled();
+    every_step_of_a_restore(&stage.archive, None);
+}
+
+/// Restores with a power loss before every change to the disk; none leaves a directory that opens, or that is restored into
+/// once more.
+fn every_step_of_a_restore(archive: &dyn Archive, base: Option<Vlsn>) {
+    let dir = Path::new("/node");
+    let mut steps = 0;
+    loop {
+        let disk = Arc::new(Stopping::new(steps, steps));
+        let plain: Arc<dyn Disk> = Arc::<Stopping>::clone(&disk);
+        let group = GroupId::from_bits(77);
+        let options =
+            RestoreOptions { group: Some(group), base, segment_bytes: 4096, ..RestoreOptions::new(id("r")) };
+        let ended = restore(archive, &plain, &ThreadRuntime, dir, &options, &mut |_| ());
+        let stopped = ended.is_err();
+        disk.restart();
+        let config = NodeConfig::new(node_config(dir, group));
+        let host = Host { disk: Arc::clone(&plain), ..Host::machine() };
+        if !stopped {
+            Node::open(config, Box::new(Recorder::default()), host).unwrap();
+            break;
+        }
+        let names = plain.list(dir).unwrap_or_default();
+        // Only the last step, the sync of the directory with the small state, may have been done without being told.
+        let whole = names.iter().any(|name| name == "state");
+        let again = restore(archive, &plain, &ThreadRuntime, dir, &options, &mut |_| ());
+        assert_eq!(again.is_ok(), names.is_empty(), "step {steps}: {names:?}");
+        if !names.is_empty() {
+            let opened = Node::open(config.clone(), Box::new(Recorder::default()), host.clone());
+            assert_eq!(opened.is_ok(), whole, "step {steps}: {names:?}, {:?}", opened.err());
+        }
+        if !names.is_empty() && !whole {
+            let refused = Node::create(config, Box::new(Recorder::default()), host);
+            let named = matches!(refused, Err(NodeError::HalfRestored { .. } | NodeError::StateLost { .. }));
+            assert!(named, "step {steps}: {names:?}, {:?}", refused.err());
+        }
+        steps += 1;
+    }
+    assert!(steps > 20, "{steps}");
+}
+
+#[test]
+fn a_restore_is_not_made_into_what_is_there() {
+    let stage = Stage::filled();
+    stage.restore("r", Until::End).unwrap();
+    let again = stage.restore("r", Until::End);
+    assert!(matches!(again, Err(RestoreError::NotEmpty { .. })), "{again:?}");
+    let name = &stage.objects()[2];
+    let path = stage.root().join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    assert!(stage.restore("half", Until::End).is_err());
+    let again = stage.restore("half", Until::Vlsn(v(3)));
+    assert!(matches!(again, Err(RestoreError::Unfinished { .. })), "{again:?}");
+    assert!(matches!(opens(&stage.to("half")), Err(NodeError::HalfRestored { .. })));
+}
+
+#[test]
+fn only_what_is_committed_is_archived() {
+    let mut stage = Stage::new();
+    stage.add(1, &[1, 2, 3]);
+    for _ in 0..5 {
+        stage.log.append(t(1), &[NewEntry::data(b"more")]).unwrap();
+    }
+    let header = write_log(&stage.archive, &stage.log, GROUP, stage.last, v(6), u64::MAX).unwrap().unwrap();
+    assert_eq!(header.range.last(), v(6));
+    assert!(write_log(&stage.archive, &stage.log, GROUP, Some(header.last), v(6), 1).unwrap().is_none());
+    // At least one entry, however little is asked for.
+    let header = write_log(&stage.archive, &stage.log, GROUP, Some(header.last), v(8), 1).unwrap().unwrap();
+    assert_eq!((header.range.first(), header.range.last()), (v(7), v(7)));
+    let _term: Term = header.last.term;
+    let _clock = Wait::Now;
+}
