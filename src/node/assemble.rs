@@ -10,12 +10,13 @@ use crate::election::{Election, ElectionWorker, Housekeeping, Settings};
 use crate::engine::{Engine, EngineError};
 use crate::entry::Entries;
 use crate::ids::Vlsn;
-use crate::members::{Member, Members, Roll};
+use crate::members::{Member, Members, Role, Roll};
 use crate::node::core::{Core, Founding, Host, NodeError};
 use crate::node::facade::{Listeners, Node};
 use crate::node::group::{Retired, Shared, Ties};
 use crate::node::group_config::NodeConfig;
 use crate::node::reception::{Dispatch, Receptions};
+use crate::node::retention::Retention;
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Parts};
 use crate::replica::receive::Receive;
@@ -95,11 +96,13 @@ impl Node {
             receptions: Receptions::default(),
             changed: Mutex::new(None),
             handover: Mutex::new(None),
+            slots: Mutex::default(),
             trouble: Default::default(),
             caught_up: Default::default(),
             core: Arc::clone(&core),
         });
         shared.reload_members();
+        shared.reload_slots();
         Node::tie(&shared);
         let ties = Ties(Arc::downgrade(&shared));
         let following = Arc::new(Following::new(Parts {
@@ -122,6 +125,9 @@ impl Node {
         let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
         let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());
         let worker = core.spawn("election", worker, Vec::new());
+        if own.role != Role::Arbiter {
+            core.spawn("retention", Retention::new(Arc::downgrade(&shared)), Vec::new());
+        }
         election.serve(Arc::new(ties), worker);
         let mut node = Node { shared, address, closer: None, listeners, closed: AtomicBool::new(false) };
         if let Some(listener) = listener {

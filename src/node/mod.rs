@@ -13,6 +13,8 @@ mod master;
 mod orders;
 mod reception;
 mod replica;
+mod retention;
+mod slots;
 mod source;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};
@@ -22,3 +24,4 @@ pub use handover::{ChangeRefused, Handover, TransferError};
 pub use lead::{WriteError, WriteRefused};
 pub use master::Master;
 pub use replica::Replica;
+pub use slots::SlotRefused;
