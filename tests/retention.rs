@@ -353,7 +353,7 @@ fn a_disk_that_is_nearly_full_costs_slots_and_no_commits() {
     place.disk.0.space.store(1, Ordering::SeqCst);
     let given_up = |event: &Event| matches!(event, Event::PinGivenUp { owner, why: Invalid::Disk, .. } if owner == "slot:s");
     until("the follower to let go", || place.oldest() > slot.from);
-    assert!(place.told(given_up));
+    until("it to say so", || place.told(given_up));
     let master = grove.leader();
     if master != follower {
         assert_eq!(grove.places[master].node().slots().find("s").unwrap().invalid, None);

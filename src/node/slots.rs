@@ -296,3 +296,61 @@ impl Shared {
 
 /// More than any base has.
 const MAX_BASE: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::disk::RealDisk;
+    use crate::ids::GroupId;
+    use crate::log::LogConfig;
+
+    fn v(number: u64) -> Vlsn {
+        Vlsn::new(number).unwrap()
+    }
+
+    fn slots(list: &[(&str, u64)]) -> Slots {
+        let none = Slots::default();
+        list.iter().fold(none, |slots, (name, from)| {
+            let create = SlotChange::Create { name: (*name).into(), from: v(*from), now: 0 };
+            slots.changed(&create, v(1), v(*from)).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_list_that_is_cut_off_gives_back_what_it_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+        let kept = || log.pins().into_iter().map(|pin| (pin.owner, pin.from.get())).collect::<Vec<_>>();
+        let pins = |list: &[(&str, u64)]| {
+            list.iter().map(|(name, from)| (format!("slot:{name}"), *from)).collect::<Vec<_>>()
+        };
+        let mut book = SlotBook::default();
+        let first = (Some(v(5)), slots(&[("a", 3), ("b", 4)]));
+        assert_eq!(book.adopt(vec![first.clone()], &log), []);
+        assert_eq!(kept(), pins(&[("a", 3), ("b", 4)]));
+        // Not committed: a moved, b was dropped, c is new.
+        let second = (Some(v(9)), slots(&[("a", 8), ("c", 9)]));
+        book.adopt(vec![first.clone(), second.clone()], &log);
+        assert_eq!(kept(), pins(&[("a", 3), ("b", 4), ("c", 9)]));
+        assert_eq!(book.in_force(), second.1);
+        // It is cut off.
+        book.adopt(vec![first.clone()], &log);
+        assert_eq!((kept(), book.in_force()), (pins(&[("a", 3), ("b", 4)]), first.1.clone()));
+        // It comes again, and is committed.
+        book.adopt(vec![first, second.clone()], &log);
+        book.adopt(vec![second.clone()], &log);
+        assert_eq!(kept(), pins(&[("a", 8), ("c", 9)]));
+        // Only what was valid before is told to be invalid now.
+        let third = second.1.without(&[("a".into(), Invalid::Age)]);
+        let told = vec![("a".to_owned(), Invalid::Age)];
+        assert_eq!(book.adopt(vec![second, (Some(v(12)), third.clone())], &log), [], "not committed yet");
+        assert_eq!(kept(), pins(&[("a", 8), ("c", 9)]));
+        assert_eq!(book.adopt(vec![(Some(v(12)), third.clone())], &log), told);
+        assert_eq!(kept(), pins(&[("c", 9)]));
+        assert_eq!(book.adopt(vec![(Some(v(15)), third)], &log), []);
+        drop(book);
+        assert_eq!(kept(), pins(&[]));
+    }
+}
