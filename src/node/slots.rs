@@ -269,7 +269,15 @@ impl Shared {
     /// now, which may be more than the list says.
     pub fn follow_owners(&self, now: Deadline) -> Vec<(String, Vlsn)> {
         let Some(lead) = self.lead() else { return Vec::new() };
-        let owners = lead.feeders.slot_owners();
+        let mut owners = lead.feeders.slot_owners();
+        if let Some(own) = &self.core.config.slot {
+            // A master may be away later, too.
+            let needs = Vlsn::after(Vlsn::new(self.core.log.life().flushed.get()));
+            match owners.iter_mut().find(|(name, _)| name == own) {
+                Some((_, least)) => *least = needs.min(*least),
+                None => owners.push((own.clone(), needs)),
+            }
+        }
         let mut book = self.slots.lock();
         lead.feeders.leave_to_slots(&book.committed());
         if self.may_change_slots(&lead, &book).is_err() {
