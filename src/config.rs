@@ -66,6 +66,21 @@ pub struct Config {
     pub backoff_max: Duration,
     /// How often the engine is asked to make durable what it applied. Default 1 s; 1 ms to 1 hour.
     pub checkpoint_every: Duration,
+    /// Bytes of log that a [`Node`](crate::Node) keeps though nobody needs them, while the disk has room: who was away for a
+    /// moment then needs no snapshot. Default 256 MiB; 0 for none.
+    pub keep_bytes: u64,
+    /// Bytes of log that a node keeps for one replica, slot, archive or subscription before it gives that up. Default
+    /// 16 GiB, some minutes of a log that is written as fast as one can be, and hours or days of most. `u64::MAX` for no bound.
+    pub pin_max_bytes: u64,
+    /// How long one of these may keep the log without getting on. Default 24 h; 1 ms to 10 years.
+    pub pin_max_age: Duration,
+    /// Bytes that a node leaves free on its disk by giving up whom it keeps its log for, the oldest first. Default 1 GiB, so
+    /// that it gives them up before writes fail; 0 for none.
+    pub disk_floor: u64,
+    /// How often a master at most writes down how far the owners of slots have come. Default 10 s; 1 ms to 1 hour.
+    pub slot_every: Duration,
+    /// How often a node looks what of its log can be removed. Default 1 s; 1 ms to 1 hour.
+    pub retention_every: Duration,
     /// A replica further behind than this, in entries, counts as lagging. Default 100,000.
     pub lag_limit: u64,
     /// The most connections that a master serves at once, those in handshake included. Default 64; 1 to 1024.
@@ -154,6 +169,12 @@ impl Config {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(2),
             checkpoint_every: Duration::from_secs(1),
+            keep_bytes: 256 << 20,
+            pin_max_bytes: 16 << 30,
+            pin_max_age: Duration::from_secs(24 * 3600),
+            disk_floor: 1 << 30,
+            slot_every: Duration::from_secs(10),
+            retention_every: Duration::from_secs(1),
             lag_limit: 100_000,
             max_connections: 64,
             compression: Compression::Off,
@@ -196,6 +217,9 @@ impl Config {
         within("backoff_min", self.backoff_min, ms(1), minute, "1 ms to 1 minute")?;
         within("backoff_max", self.backoff_max, self.backoff_min, minute * 60, "backoff_min to 1 hour")?;
         within("checkpoint_every", self.checkpoint_every, ms(1), minute * 60, "1 ms to 1 hour")?;
+        within("pin_max_age", self.pin_max_age, ms(1), minute * 60 * 24 * 3653, "1 ms to 10 years")?;
+        within("slot_every", self.slot_every, ms(1), minute * 60, "1 ms to 1 hour")?;
+        within("retention_every", self.retention_every, ms(1), minute * 60, "1 ms to 1 hour")?;
         within("max_connections", self.max_connections, 1, 1024, "1 to 1024")?;
         within("lag_limit", self.lag_limit, 1, u64::MAX, "at least 1")?;
         within("max_snapshots", self.max_snapshots, 1, 64, "1 to 64")?;
@@ -280,6 +304,9 @@ mod tests {
         refused(|c| c.backoff_min = Duration::ZERO, "backoff_min");
         refused(|c| c.backoff_max = Duration::ZERO, "backoff_max");
         refused(|c| c.checkpoint_every = Duration::ZERO, "checkpoint_every");
+        refused(|c| c.pin_max_age = Duration::ZERO, "pin_max_age");
+        refused(|c| c.slot_every = Duration::ZERO, "slot_every");
+        refused(|c| c.retention_every = Duration::ZERO, "retention_every");
         refused(|c| c.max_connections = 0, "max_connections");
         refused(|c| c.lag_limit = 0, "lag_limit");
         refused(|c| c.max_snapshots = 0, "max_snapshots");

@@ -154,11 +154,12 @@ pub use members::{Admission, Change, Standing};
 pub use members::{Health, Member, Members, Role};
 pub use node::{
     Answer, ChangeRefused, Event, Host, Master, Node, NodeConfig, NodeError, ReadError, Replica, Service,
-    TokenError, TransferError, WriteError, WriteRefused,
+    SlotRefused, TokenError, TransferError, WriteError, WriteRefused,
 };
 pub use policy::{Level, Outcome, Policy, Quorum, Token};
 pub use progress::Positions;
 pub use replica::{FollowError, ReplicaState};
+pub use slots::{Slot, Slots};
 pub use stats::Stats;
 pub use watermark::Watermark;
 pub use wire::group::{NodeStatus, Part};

@@ -53,9 +53,10 @@ pub struct Decision {
     pub floor: Vlsn,
     /// The pins that keep nothing, by number, and why. Those that were given up before and are not here may hold again.
     pub void: Vec<(u64, Invalid)>,
-    /// Only the place of the member list keeps old segments: it is to be written anew.
+    /// The member list stands in a segment of which this node itself needs nothing else: it is to be written anew, or it
+    /// would keep that segment everywhere.
     pub restate_members: bool,
-    /// Only the place of the list of slots does.
+    /// The same of the list of slots.
     pub restate_slots: bool,
 }
 
@@ -72,12 +73,12 @@ pub fn decide(inputs: &Inputs<'_>) -> Decision {
     let view = View { inputs, short: inputs.free < inputs.limits.disk_floor };
     let mut void = view.over_their_bounds();
     view.make_room(&mut void);
-    let others = view.floor_without_lists(&void);
+    let own = view.own_floor();
+    // Whoever else needs that segment: on other nodes they may not, or give up, and the list is to be in nobody's way.
+    let holds = |at: Option<Vlsn>| at.is_some_and(|at| view.removable(own.min(at)) < view.removable(own));
     let lists = [inputs.members, inputs.slots];
-    let holds =
-        |at: Option<Vlsn>| at.is_some_and(|at| view.removable(others.min(at)) < view.removable(others));
     Decision {
-        floor: lists.into_iter().flatten().fold(others, Vlsn::min),
+        floor: lists.into_iter().flatten().fold(view.floor(&void), Vlsn::min),
         void,
         restate_members: holds(inputs.members),
         restate_slots: holds(inputs.slots),
@@ -141,17 +142,17 @@ impl View<'_> {
         *void = more;
     }
 
-    fn floor(&self, void: &[(u64, Invalid)]) -> Vlsn {
-        let lists = [self.inputs.members, self.inputs.slots];
-        lists.into_iter().flatten().fold(self.floor_without_lists(void), Vlsn::min)
+    /// What the node itself needs begins here, the places of the lists not counted.
+    fn own_floor(&self) -> Vlsn {
+        let Inputs { committed, checkpointed, .. } = self.inputs;
+        Vlsn::after((*committed).min(*checkpointed)).min(self.kept_anyway())
     }
 
-    /// Where everything is needed from on, the places of the lists not counted.
-    fn floor_without_lists(&self, void: &[(u64, Invalid)]) -> Vlsn {
-        let Inputs { committed, checkpointed, pins, .. } = self.inputs;
-        let own = Vlsn::after((*committed).min(*checkpointed));
-        let valid = pins.iter().filter(|pin| void.iter().all(|(number, _)| *number != pin.number));
-        valid.map(|pin| pin.from).fold(own.min(self.kept_anyway()), Vlsn::min)
+    /// What anybody needs begins here, the places of the lists not counted, which can be others.
+    fn floor(&self, void: &[(u64, Invalid)]) -> Vlsn {
+        let pins = self.inputs.pins.iter();
+        let valid = pins.filter(|pin| void.iter().all(|(number, _)| *number != pin.number));
+        valid.map(|pin| pin.from).fold(self.own_floor(), Vlsn::min)
     }
 
     /// Where the bytes begin that stay though nobody needs them.

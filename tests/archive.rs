@@ -491,6 +491,9 @@ impl Disk for Stopping {
         change(&self.left)?;
         self.disk.sync_dir(dir)
     }
+    fn space(&self, dir: &Path) -> io::Result<u64> {
+        self.disk.space(dir)
+    }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         self.disk.lock(path)
     }

@@ -33,6 +33,7 @@ use crate::members::{Members, Roll};
 use crate::policy::{Outcome, Policy};
 use crate::progress::Positions;
 use crate::runtime::Runtime;
+use crate::slots::Slots;
 use crate::watermark::Closed;
 use crate::worker::{Step, Stop, Worker};
 
@@ -175,6 +176,16 @@ impl Feeders {
     /// Every other member and how its feeder stands.
     pub fn status(&self) -> Vec<ReplicaStats> {
         self.hub.status()
+    }
+
+    /// The slots whose owners are being fed, and the first entry that each needs.
+    pub fn slot_owners(&self) -> Vec<(String, Vlsn)> {
+        self.hub.slot_owners()
+    }
+
+    /// Gives up the pins of replicas that are away and have one of these slots, which keep what they need.
+    pub fn leave_to_slots(&self, slots: &Slots) {
+        self.hub.leave_to_slots(slots);
     }
 
     /// A number that rises with every change of who is connected or paused.

@@ -20,6 +20,7 @@ use crate::planted::{Bug, active};
 use crate::progress::Positions;
 use crate::roster::Seat;
 use crate::runtime::Running;
+use crate::slots::Slots;
 use crate::wire::message::{Bye, ByeReason, Message};
 use crate::worker::Stop;
 
@@ -59,6 +60,8 @@ struct Known {
     incarnation: u64,
     session: u64,
     slot: Option<String>,
+    /// The name of its pin.
+    pin: String,
     positions: Positions,
     paused: bool,
     seen: Deadline,
@@ -133,6 +136,7 @@ impl Hub {
                 incarnation: theirs.incarnation,
                 session: theirs.session,
                 slot: None,
+                pin: format!("replica:{node}"),
                 positions: Positions::NONE,
                 paused: false,
                 seen: now,
@@ -199,7 +203,7 @@ impl Hub {
         known.ended = Some(why);
         if known.slot.is_none() {
             // Under the lock, or it might be the pin of the replica's next connection.
-            self.source.unpin(node.as_str());
+            self.source.unpin(&known.pin);
         }
         self.needing_left(&mut registry, node);
         self.note_streams(&registry);
@@ -209,8 +213,36 @@ impl Hub {
     /// pin of one that has ended.
     pub fn pin(&self, connection: &Connection, node: &NodeId, from: Vlsn) {
         let registry = self.registry.lock();
-        if registry.is_current(node, connection) {
-            self.source.pin(node.as_str(), from);
+        if registry.is_current(node, connection)
+            && let Some(known) = registry.replicas.get(node)
+        {
+            self.source.pin(&known.pin, from);
+        }
+    }
+
+    /// The slots whose owners are being fed, and the first entry that each needs. If several go by one name, the least.
+    pub fn slot_owners(&self) -> Vec<(String, Vlsn)> {
+        let registry = self.registry.lock();
+        let mut owners: BTreeMap<String, Vlsn> = BTreeMap::new();
+        for known in registry.replicas.values() {
+            let (Some(slot), Some(connection)) = (&known.slot, &known.connection) else { continue };
+            if matches!(connection.state(), FeederState::Handshaking | FeederState::Shutdown) {
+                continue;
+            }
+            let needs = Vlsn::after(connection.progress.lock().positions().durable);
+            owners.entry(slot.clone()).and_modify(|least| *least = needs.min(*least)).or_insert(needs);
+        }
+        owners.into_iter().collect()
+    }
+
+    /// Gives up the pins of replicas that are away, where a slot of theirs keeps what they need.
+    pub fn leave_to_slots(&self, slots: &Slots) {
+        let registry = self.registry.lock();
+        for known in registry.replicas.values().filter(|known| known.connection.is_none()) {
+            let slot = known.slot.as_ref().and_then(|name| slots.find(name));
+            if slot.is_some_and(|slot| slot.invalid.is_none()) {
+                self.source.unpin(&known.pin);
+            }
         }
     }
 
@@ -264,8 +296,9 @@ impl Hub {
             let names: Vec<_> = registry.replicas.keys().filter(|node| is_gone(node)).cloned().collect();
             let mut gone = Vec::new();
             for node in names {
-                self.source.unpin(node.as_str());
-                gone.extend(registry.replicas.remove(&node).and_then(|known| known.connection));
+                let Some(known) = registry.replicas.remove(&node) else { continue };
+                self.source.unpin(&known.pin);
+                gone.extend(known.connection);
             }
             self.needing_gone(&mut registry, is_gone);
             self.note_streams(&registry);

@@ -10,7 +10,7 @@ use crate::election::{Election, ElectionWorker, Housekeeping, Settings};
 use crate::engine::{Engine, EngineError};
 use crate::entry::Entries;
 use crate::ids::Vlsn;
-use crate::members::{Member, Members, Roll};
+use crate::members::{Member, Members, Role, Roll};
 use crate::node::archiver::Archiving;
 use crate::node::core::{Core, Founding, Host, NodeError};
 use crate::node::facade::{Listeners, Node};
@@ -18,6 +18,7 @@ use crate::node::group::{Retired, Shared, Ties};
 use crate::node::group_config::NodeConfig;
 use crate::node::install::load_base;
 use crate::node::reception::{Dispatch, Receptions};
+use crate::node::retention::Retention;
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Parts};
 use crate::replica::receive::Receive;
@@ -99,6 +100,7 @@ impl Node {
             receptions: Receptions::default(),
             changed: Mutex::new(None),
             handover: Mutex::new(None),
+            slots: Mutex::default(),
             trouble: Default::default(),
             caught_up: Default::default(),
             base: Mutex::new(base),
@@ -107,6 +109,7 @@ impl Node {
             core: Arc::clone(&core),
         });
         shared.reload_members();
+        shared.reload_slots();
         Node::tie(&shared);
         let ties = Ties(Arc::downgrade(&shared));
         let following = Arc::new(Following::new(Parts {
@@ -129,6 +132,9 @@ impl Node {
         let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
         let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());
         let worker = core.spawn("election", worker, Vec::new());
+        if own.role != Role::Arbiter {
+            core.spawn("retention", Retention::new(Arc::downgrade(&shared)), Vec::new());
+        }
         election.serve(Arc::new(ties), worker);
         if let Some(archive) = &shared.archive {
             archive.start(&shared);

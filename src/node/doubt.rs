@@ -184,6 +184,9 @@ impl Shared {
             if summary.memberships {
                 self.reload_members();
             }
+            if summary.slots {
+                self.reload_slots();
+            }
             let from = summary.last.vlsn.next();
             self.election.state().update(|mut state| {
                 if let Standing::Doubtful { .. } = state.standing {

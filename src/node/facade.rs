@@ -23,8 +23,10 @@ use crate::node::group_config::NodeConfig;
 use crate::node::handover::{ChangeRefused, Handover, TransferError};
 use crate::node::lead::{WriteError, WriteRefused};
 use crate::node::reception::Receptions;
+use crate::node::slots::SlotRefused;
 use crate::policy::{Outcome, Policy, Token};
 use crate::progress::Positions;
+use crate::slots::{Invalid, SlotChange, Slots};
 use crate::stats::Stats;
 use crate::wire::message::{NodeStatus, Part, VoteReason};
 
@@ -54,6 +56,23 @@ pub enum Event {
     ArchiveGap {
         /// Which.
         missing: VlsnRange,
+    },
+    /// The group keeps the log for this slot no longer. Its owner has to start from a snapshot.
+    SlotInvalid {
+        /// The slot.
+        name: String,
+        /// Why.
+        why: Invalid,
+    },
+    /// This node keeps its log for somebody no longer, who asks for too much: whoever needs more than is there is told so
+    /// when it asks.
+    PinGivenUp {
+        /// Who: the name of the pin.
+        owner: String,
+        /// The first entry that it needs.
+        from: Vlsn,
+        /// Why.
+        why: Invalid,
     },
 }
 
@@ -396,23 +415,47 @@ impl Node {
         self.shared.election.step_down(term, "it was told to")
     }
 
+    /// The group's slots, as this node knows them.
+    pub fn slots(&self) -> Slots {
+        self.shared.slots_in_force()
+    }
+
+    /// Has every node keep its log for somebody from the entry `from` on, or from the next one, until the slot is moved or
+    /// dropped, or given up because it asks for too much. On the master. The slot holds when the ticket is committed: give it
+    /// to [`commit`](Node::commit). An entry from long ago may be gone on other nodes; one of them that becomes master has to
+    /// give the slot up.
+    ///
+    /// # Errors
+    /// [`SlotRefused`]: nothing was changed.
+    pub fn create_slot(&self, name: &str, from: Option<Vlsn>) -> Result<Ticket, SlotRefused> {
+        self.shared.create_slot(name, from)
+    }
+
+    /// Says that a slot's owner needs only what is at `to` and behind it. On the master. A slot never moves back.
+    ///
+    /// # Errors
+    /// [`SlotRefused`]: nothing was changed.
+    pub fn move_slot(&self, name: &str, to: Vlsn) -> Result<Ticket, SlotRefused> {
+        self.shared.change_slot(&SlotChange::Move { name: name.to_owned(), to })
+    }
+
+    /// Gives a slot up. On the master.
+    ///
+    /// # Errors
+    /// [`SlotRefused`]: nothing was changed.
+    pub fn drop_slot(&self, name: &str) -> Result<Ticket, SlotRefused> {
+        self.shared.change_slot(&SlotChange::Drop { name: name.to_owned() })
+    }
+
     /// Drops whole segments of the log that nobody needs: up to `floor`, and never beyond what is committed, what the
-    /// engine has made durable, what the member list stands in, and what any replica or slot still needs. On a master, the
-    /// member list is written anew if only that keeps old segments.
+    /// engine has made durable, what members and slots stand in, and what any replica or slot still needs. On a master,
+    /// members and slots are written anew if only they keep old segments. A node does so by itself, and keeps
+    /// [`keep_bytes`](crate::Config::keep_bytes); this does not.
     ///
     /// # Errors
     /// [`PruneError`].
     pub fn prune(&self, floor: Vlsn) -> Result<Pruned, PruneError> {
-        let core = &self.shared.core;
-        let committed = Vlsn::new(core.apply.committed.get());
-        let stated = core.log.memberships().into_iter().rev().find(|at| Some(*at) <= committed);
-        let floor = floor.min(Vlsn::after(committed));
-        if stated.is_some_and(|stated| stated < floor)
-            && let Err(error) = self.shared.restate_members()
-        {
-            log::debug!("the member list was not written anew: {error}");
-        }
-        core.log.prune(stated.map_or(floor, |stated| floor.min(stated)))
+        self.shared.prune(floor)
     }
 
     /// Why this node takes no further part in its group, if so.

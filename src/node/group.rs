@@ -24,6 +24,7 @@ use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
+use crate::node::slots::SlotBook;
 use crate::node::snapshots::Givings;
 use crate::node::source::NodeSource;
 use crate::node::{Event, Service};
@@ -72,6 +73,7 @@ pub(super) struct Shared {
     /// The last change of membership of this mastership.
     pub changed: Mutex<Option<Vlsn>>,
     pub handover: Mutex<Option<Arc<Handover>>>,
+    pub slots: Mutex<SlotBook>,
     /// When a write failed for want of space or worse.
     pub trouble: AtomicU64,
     /// When the engine last had all that was known to be committed.
@@ -531,6 +533,12 @@ impl Guide for Ties {
                 relay.set_members(Arc::clone(&members));
             }
             node.tell(Event::Members(members));
+        }
+    }
+
+    fn slots_changed(&self) {
+        if let Some(node) = self.0.upgrade() {
+            node.reload_slots();
         }
     }
 

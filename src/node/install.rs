@@ -145,6 +145,7 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
         ties.cut(&cut);
     }
     ties.members_changed();
+    ties.slots_changed();
     log::info!("{} stands on the snapshot at VLSN {}", node.own.id, base.at.vlsn);
     Ok(())
 }

@@ -16,6 +16,8 @@ mod master;
 mod orders;
 mod reception;
 mod replica;
+mod retention;
+mod slots;
 mod snapshots;
 mod source;
 
@@ -27,3 +29,4 @@ pub use install::InstallError;
 pub use lead::{WriteError, WriteRefused};
 pub use master::Master;
 pub use replica::Replica;
+pub use slots::SlotRefused;

@@ -6,13 +6,20 @@ use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::commit::Ticket;
 use crate::ids::{NodeId, Vlsn};
+use crate::log::PinInfo;
 use crate::members::Health;
 use crate::node::archiver::Archiving;
 use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
+use crate::node::slots::SlotRefused;
+use crate::slots::SlotChange;
 use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
+use crate::wire::recovery::{MAX_PINS, PinStatus};
+
+/// Characters of a pin's name in a status: at most 255 bytes.
+const MAX_OWNER: usize = 63;
 
 /// What came of an order.
 pub(super) enum Obeyed {
@@ -24,7 +31,7 @@ pub(super) enum Obeyed {
 
 /// An order that is being carried out.
 pub(super) enum Pending {
-    /// A change of members that waits to be committed.
+    /// A change of members or slots that waits to be committed.
     Change(Ticket),
     /// A change of master.
     Transfer(Arc<Handover>),
@@ -107,18 +114,54 @@ impl Shared {
                 }
                 None => refused(&"this node has no archive: name one in its configuration"),
             },
-            Order::CreateSlot { .. }
-            | Order::MoveSlot { .. }
-            | Order::DropSlot { .. }
-            | Order::Digest { .. }
-            | Order::Verify
-            | Order::Scrub => refused(&"this build does not carry out that order"),
+            Order::CreateSlot { name, from } => self.slots_ordered(self.create_slot(&name, from)),
+            Order::MoveSlot { name, to } => {
+                self.slots_ordered(self.change_slot(&SlotChange::Move { name, to }))
+            }
+            Order::DropSlot { name } => self.slots_ordered(self.change_slot(&SlotChange::Drop { name })),
+            Order::Digest { .. } | Order::Verify | Order::Scrub => {
+                refused(&"this build does not carry out that order")
+            }
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
                     "term {term} is not the present one of a node that could do this: it is {ours}"
                 ))
             }
+        }
+    }
+
+    fn slots_ordered(&self, changed: Result<Ticket, SlotRefused>) -> Obeyed {
+        match changed {
+            Ok(ticket) => Obeyed::Later(Pending::Change(ticket)),
+            Err(SlotRefused::Write(WriteRefused::NotMaster { .. })) => {
+                let hint = self.master_hint().and_then(|(_, address)| address);
+                Obeyed::Now(ControlReply::NotMaster { hint })
+            }
+            Err(error) => Obeyed::Now(ControlReply::Refused(error.to_string())),
+        }
+    }
+
+    /// What is kept here, and for whom.
+    fn keeping(&self) -> Keeping {
+        let now = self.core.clock.now();
+        let mut pins = self.core.log.pins();
+        pins.retain(|pin| !pin.void);
+        pins.sort_by_key(|pin| pin.from);
+        let pin = |pin: PinInfo| PinStatus {
+            owner: pin.owner.chars().take(MAX_OWNER).collect(),
+            from: pin.from,
+            since: now - pin.since,
+            bytes: pin.bytes,
+        };
+        Keeping {
+            oldest: self.core.log.oldest(),
+            pins: pins.into_iter().take(MAX_PINS).map(pin).collect(),
+            slots: self.slots_in_force().iter().cloned().collect(),
+            fetching: self.fetching.status(),
+            giving: self.givings.status(),
+            archive: self.archive.as_ref().map(Archiving::status),
+            ..Keeping::default()
         }
     }
 
@@ -171,13 +214,7 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::new(Keeping {
-                oldest: self.core.log.oldest(),
-                fetching: self.fetching.status(),
-                giving: self.givings.status(),
-                archive: self.archive.as_ref().map(Archiving::status),
-                ..Keeping::default()
-            }),
+            keeping: Box::new(self.keeping()),
             members: members.collect(),
         }
     }

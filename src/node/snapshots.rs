@@ -97,6 +97,8 @@ pub(super) enum NoBase {
     Scan(#[from] ScanError),
     #[error(transparent)]
     Members(#[from] crate::members::BadMembership),
+    #[error(transparent)]
+    Slots(#[from] crate::slots::BadSlots),
 }
 
 impl Shared {
@@ -108,7 +110,10 @@ impl Shared {
             Some(vlsn) => Members::decode(&log.payload(vlsn)?)?,
             None => before.as_ref().map_or_else(|| self.founders.clone(), |base| base.members.clone()),
         };
-        let slots = before.as_ref().map_or_else(Slots::default, |base| base.slots.clone());
+        let slots = match log.slot_lists().into_iter().rev().find(|vlsn| *vlsn <= at) {
+            Some(vlsn) => Slots::decode(&log.payload(vlsn)?)?,
+            None => before.as_ref().map_or_else(Slots::default, |base| base.slots.clone()),
+        };
         let mut history: Vec<TermSpan> = before.map_or_else(Vec::new, |base| base.history);
         let stands_on = log.base().map(|base| TermSpan { term: base.term, first: base.vlsn });
         for span in stands_on.into_iter().chain(log.term_history()).filter(|span| span.first <= at) {

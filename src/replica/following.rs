@@ -56,6 +56,8 @@ pub(crate) trait Guide: Send + Sync {
     fn cut(&self, cut: &Truncated);
     /// The log has other membership entries than before.
     fn members_changed(&self);
+    /// The log has other lists of slots than before.
+    fn slots_changed(&self) {}
     /// The master asks this node to stand for election.
     fn stand(&self);
 }

@@ -332,6 +332,7 @@ impl Session {
             log::warn!("cut the log after VLSN {}: {cut:?}", number(keep));
             shared.guide.cut(&cut);
             shared.guide.members_changed();
+            shared.guide.slots_changed();
         }
         self.last = log.last();
         let Talk::Matchpoint(line) = std::mem::replace(&mut self.talk, Talk::Stream) else {
@@ -372,6 +373,9 @@ impl Session {
         shared.guide.appended(summary.last.vlsn);
         if summary.memberships {
             shared.guide.members_changed();
+        }
+        if summary.slots {
+            shared.guide.slots_changed();
         }
         shared.acks.want(head.durable_wanted, head.applied_wanted);
         self.committed(shared, head.committed);

@@ -103,7 +103,7 @@ fn when_the_disk_is_nearly_full_as_few_as_needed_are_given_up_oldest_first() {
 }
 
 #[test]
-fn lists_are_written_anew_only_if_they_alone_keep_segments() {
+fn lists_are_written_anew_where_the_node_itself_needs_nothing_more() {
     let segments = tens(11);
     let restated = |members, slots, pins: &[PinInfo]| {
         let decision = decide(&Inputs {
@@ -118,30 +118,33 @@ fn lists_are_written_anew_only_if_they_alone_keep_segments() {
     assert_eq!(restated(0, 95, &[]), (false, true));
     assert_eq!(restated(5, 50, &[]), (true, true));
     assert_eq!(restated(101, 101, &[]), (false, false));
-    let held = [pin(1, "replica:b", 33, 1, 4900)];
-    assert_eq!(restated(25, 35, &held), (true, false));
-    assert_eq!(restated(31, 32, &held), (false, false), "in the segment that stays anyway");
+    assert_eq!(restated(99, 100, &[]), (true, true));
+    let held = [pin(1, "replica:b", 5, 1, 4900)];
+    assert_eq!(restated(5, 101, &held), (true, false), "others may not keep what is kept here");
+    let limits = Limits { keep_bytes: 250, ..LIMITS };
+    let kept =
+        decide(&Inputs { members: Some(v(81)), slots: Some(v(80)), limits, ..settled(&segments, &[]) });
+    assert_eq!((kept.restate_members, kept.restate_slots), (false, true));
 }
 
 /// What the twin takes for needed: asked entry by entry, not by floors.
-fn is_needed(inputs: &Inputs<'_>, void: &BTreeSet<u64>, at: Vlsn) -> bool {
+fn is_needed(inputs: &Inputs<'_>, void: &BTreeSet<u64>, lists: bool, at: Vlsn) -> bool {
     let newer = |than: Option<Vlsn>| Some(at) > than;
     let listed = |list: Option<Vlsn>| list.is_some_and(|list| at >= list);
     let pinned = |pin: &PinInfo| !void.contains(&pin.number) && at >= pin.from;
     newer(inputs.committed)
         || newer(inputs.checkpointed)
-        || listed(inputs.members)
-        || listed(inputs.slots)
+        || (lists && (listed(inputs.members) || listed(inputs.slots)))
         || inputs.pins.iter().any(pinned)
 }
 
 /// Bytes of the segments of which nothing is needed, from the oldest on.
-fn free_bytes(inputs: &Inputs<'_>, void: &BTreeSet<u64>) -> (usize, u64) {
+fn free_bytes(inputs: &Inputs<'_>, void: &BTreeSet<u64>, lists: bool) -> (usize, u64) {
     let (mut count, mut bytes) = (0, 0);
     for (at, segment) in inputs.segments.iter().enumerate() {
         let Some(next) = inputs.segments.get(at + 1) else { break };
         let entries = segment.first.get()..next.first.get();
-        if !segment.sealed || entries.clone().any(|at| is_needed(inputs, void, v(at))) {
+        if !segment.sealed || entries.clone().any(|at| is_needed(inputs, void, lists, v(at))) {
             break;
         }
         (count, bytes) = (count + 1, bytes + segment.bytes);
@@ -188,7 +191,7 @@ proptest! {
 
         // Nothing that is needed goes.
         let below = segments.windows(2).take_while(|pair| pair[0].sealed && pair[1].first <= decision.floor).count();
-        let (may_go, _) = free_bytes(&inputs, &void);
+        let (may_go, _) = free_bytes(&inputs, &void, true);
         prop_assert!(below <= may_go, "{below} of {may_go}");
         // What nobody needs goes, but what is kept anyway.
         let kept: u64 = segments[below..].iter().map(|segment| segment.bytes).sum();
@@ -219,7 +222,7 @@ proptest! {
         // For room: every set of them is tried, and no smaller one does as much.
         let others: Vec<u64> =
             pins.iter().filter(|pin| is_bounded(&pin.owner) && !rightly.contains(&pin.number)).map(|pin| pin.number).collect();
-        let made = |given: &BTreeSet<u64>| free_bytes(&inputs, given).1;
+        let made = |given: &BTreeSet<u64>| free_bytes(&inputs, given, false).1;
         let enough = |bytes: u64| free + bytes >= limits.disk_floor;
         let sets = (0..1u32 << others.len()).map(|set| {
             let chosen = others.iter().enumerate().filter(|(n, _)| set >> n & 1 == 1).map(|(_, number)| *number);

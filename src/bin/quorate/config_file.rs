@@ -41,6 +41,12 @@ struct File {
     backoff_min_ms: Option<u64>,
     backoff_max_ms: Option<u64>,
     checkpoint_every_ms: Option<u64>,
+    keep_bytes: Option<u64>,
+    pin_max_bytes: Option<u64>,
+    pin_max_age_ms: Option<u64>,
+    disk_floor: Option<u64>,
+    slot_every_ms: Option<u64>,
+    retention_every_ms: Option<u64>,
     lag_limit: Option<u64>,
     max_connections: Option<usize>,
     compression: Option<String>,
@@ -210,6 +216,12 @@ impl File {
         set(&mut base.backoff_min, self.backoff_min_ms.map(Duration::from_millis));
         set(&mut base.backoff_max, self.backoff_max_ms.map(Duration::from_millis));
         set(&mut base.checkpoint_every, self.checkpoint_every_ms.map(Duration::from_millis));
+        set(&mut base.keep_bytes, self.keep_bytes);
+        set(&mut base.pin_max_bytes, self.pin_max_bytes);
+        set(&mut base.pin_max_age, self.pin_max_age_ms.map(Duration::from_millis));
+        set(&mut base.disk_floor, self.disk_floor);
+        set(&mut base.slot_every, self.slot_every_ms.map(Duration::from_millis));
+        set(&mut base.retention_every, self.retention_every_ms.map(Duration::from_millis));
         set(&mut base.lag_limit, self.lag_limit);
         set(&mut base.max_connections, self.max_connections);
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
@@ -291,7 +303,7 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 8] = [
+const DURATIONS: [&str; 11] = [
     "lazy_flush",
     "heartbeat",
     "peer_timeout",
@@ -299,6 +311,9 @@ const DURATIONS: [&str; 8] = [
     "backoff_min",
     "backoff_max",
     "checkpoint_every",
+    "pin_max_age",
+    "slot_every",
+    "retention_every",
     "election_timeout",
 ];
 

@@ -70,6 +70,7 @@ fn every_key_reaches_the_configuration() {
          election_timeout_ms = 900\nsegment_bytes = 131072\nmax_payload = 1000\nmax_frame = 70000\n\
          batch_bytes = 5000\nlazy_flush_ms = 2\nheartbeat_ms = 3\npeer_timeout_ms = 400\n\
          handshake_timeout_ms = 50\nbackoff_min_ms = 6\nbackoff_max_ms = 70\ncheckpoint_every_ms = 8\n\
+         keep_bytes = 11\npin_max_bytes = 12\npin_max_age_ms = 13\ndisk_floor = 14\nslot_every_ms = 15\nretention_every_ms = 16\n\
          lag_limit = 9\nmax_connections = 10\ncompression = \"lz4\"\nplaintext = \"allowed\"\n\
          [[members]]\nnode = \"n1\"\naddress = \"db1:7000\"\n\
          [[members]]\nnode = \"n2\"\naddress = \"db4:7000\"\nrole = \"arbiter\"\nregion = \"us\"\npriority = 1\n",
@@ -80,6 +81,9 @@ fn every_key_reaches_the_configuration() {
     assert_eq!((base.dir.as_path(), base.slot.as_deref()), (Path::new("/var/q"), Some("s")));
     assert_eq!((base.segment_bytes, base.max_payload, base.max_frame), (131_072, 1000, 70_000));
     assert_eq!((base.batch_bytes, base.lag_limit, base.max_connections), (5000, 9, 10));
+    assert_eq!((base.keep_bytes, base.pin_max_bytes, base.disk_floor), (11, 12, 14));
+    let retention = [base.pin_max_age, base.slot_every, base.retention_every];
+    assert_eq!(retention.map(|time| time.as_millis()), [13, 15, 16]);
     assert_eq!((base.lazy_flush, base.heartbeat, base.peer_timeout), (ms(2), ms(3), ms(400)));
     assert_eq!((base.handshake_timeout, base.backoff_min, base.backoff_max), (ms(50), ms(6), ms(70)));
     assert_eq!((base.checkpoint_every, *election_timeout), (ms(8), ms(900)));
@@ -152,6 +156,9 @@ fn every_value_out_of_bounds_is_refused_by_the_name_of_its_key() {
         ("backoff_max_ms", "3600001"),
         ("checkpoint_every_ms", "0"),
         ("checkpoint_every_ms", "3600001"),
+        ("pin_max_age_ms", "0"),
+        ("slot_every_ms", "0"),
+        ("retention_every_ms", "3600001"),
         ("lag_limit", "0"),
         ("max_connections", "0"),
         ("max_connections", "1025"),

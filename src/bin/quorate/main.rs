@@ -13,6 +13,7 @@ mod node;
 mod orders;
 mod replica;
 mod service;
+mod slots;
 mod status;
 
 use std::io::{self, IsTerminal, Write};
@@ -53,6 +54,8 @@ enum Command {
     Status(status::Args),
     /// Change who belongs to a group
     Members(orders::MembersArgs),
+    /// Show, create, move and drop the slots for which a group keeps its log
+    Slots(slots::SlotsArgs),
     /// Hand mastership over to another node
     Transfer(orders::TransferArgs),
     /// Have a node stand for election now
@@ -117,6 +120,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Command::Kv(args) => kv_command::run(&args, out),
         Command::Status(args) => status::run(&args, out),
         Command::Members(args) => orders::members(&args, out),
+        Command::Slots(args) => slots::run(&args, out),
         Command::Transfer(args) => orders::transfer(&args, out),
         Command::Promote(args) => orders::promote(&args, out),
         Command::Demote(args) => orders::demote(&args, out),

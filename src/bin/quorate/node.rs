@@ -159,5 +159,12 @@ fn line(event: &Event) -> String {
             let saved = saved.as_ref().map_or(String::new(), |path| format!("; kept in {}", path.display()));
             format!("rolled back VLSN {range}, which were never committed{saved}")
         }
+        Event::SlotInvalid { name, why } => {
+            format!("the log is not kept for slot {} any more: {why}", name.escape_debug())
+        }
+        Event::PinGivenUp { owner, from, why } => {
+            let owner = owner.escape_debug();
+            format!("the log is not kept for {owner} from VLSN {from} on any more: {why}")
+        }
     }
 }

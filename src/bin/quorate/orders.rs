@@ -174,7 +174,10 @@ fn order_one(
 }
 
 /// Prints what came of an order.
-fn tell(reply: Result<ControlReply, ClientError>, out: &mut dyn Write) -> Result<Verdict, Failure> {
+///
+/// # Errors
+/// If it was refused, or nobody was reached.
+pub fn tell(reply: Result<ControlReply, ClientError>, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match reply {
         Ok(ControlReply::Done(what)) => {
             writeln!(out, "{what}")?;

@@ -8,7 +8,8 @@ use quorate::clock::{Wait, deadline_in};
 use quorate::ids::number;
 use quorate::members::{Admission, Standing};
 use quorate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, Part, RejectReason};
-use quorate::{Address, GroupId, NodeId};
+use quorate::wire::recovery::PinStatus;
+use quorate::{Address, GroupId, NodeId, Slot, Vlsn};
 use serde::Serialize;
 
 use crate::group_args::{Contact, GroupArgs, client};
@@ -147,6 +148,31 @@ struct Row {
     lag: Option<u64>,
     /// Milliseconds since the master heard of it.
     last_seen_ms: Option<u64>,
+    /// The oldest entry of its log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest: Option<u64>,
+    /// For whom it keeps its log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pins: Vec<PinRow>,
+}
+
+/// Who needs what of a node's log.
+#[derive(Serialize)]
+struct PinRow {
+    owner: String,
+    from: u64,
+    /// For how long it has needed that.
+    held_ms: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct SlotRow {
+    name: String,
+    from: u64,
+    created_micros: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invalid: Option<String>,
 }
 
 #[derive(Default, Serialize)]
@@ -172,6 +198,7 @@ struct Report {
     master: Option<String>,
     term: Option<u32>,
     committed: Option<u64>,
+    slots: Vec<SlotRow>,
     nodes: Vec<Row>,
 }
 
@@ -196,6 +223,7 @@ impl Survey {
             master: master.map(|one| one.node.to_string()),
             term: master.map(|one| one.term.get()),
             committed: master.map(|one| number(one.committed)),
+            slots: informed.map_or(&[][..], |one| &one.keeping.slots).iter().map(slot_row).collect(),
             nodes: rows,
         }
     }
@@ -251,8 +279,28 @@ impl Survey {
             last_seen_ms: heard
                 .and_then(|one| one.last_seen)
                 .and_then(|ago| u64::try_from(ago.as_millis()).ok()),
+            oldest: own.and_then(|one| one.keeping.oldest).map(Vlsn::get),
+            pins: own.map_or(&[][..], |one| &one.keeping.pins).iter().map(pin_row).collect(),
             at,
         }
+    }
+}
+
+fn slot_row(slot: &Slot) -> SlotRow {
+    SlotRow {
+        name: slot.name.clone(),
+        from: slot.from.get(),
+        created_micros: slot.created,
+        invalid: slot.invalid.map(|why| why.to_string()),
+    }
+}
+
+fn pin_row(pin: &PinStatus) -> PinRow {
+    PinRow {
+        owner: pin.owner.clone(),
+        from: pin.from.get(),
+        held_ms: u64::try_from(pin.since.as_millis()).unwrap_or(u64::MAX),
+        bytes: pin.bytes,
     }
 }
 
@@ -270,6 +318,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
         print(&report, out)?;
     }
     Ok(if report.master.is_some() { Verdict::Good } else { Verdict::Bad })
+}
+
+impl PinRow {
+    fn text(&self) -> String {
+        let held = Duration::from_secs(self.held_ms / 1000);
+        let (owner, from) = (self.owner.escape_debug(), self.from);
+        let bytes = indicatif::HumanBytes(self.bytes);
+        format!("{owner} from {from} ({bytes}, since {})", indicatif::HumanDuration(held))
+    }
 }
 
 fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
@@ -328,6 +385,10 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         }
     }
     writeln!(out, "{}", table.trim_fmt())?;
+    for slot in &report.slots {
+        let state = slot.invalid.as_ref().map_or(String::new(), |why| format!(", given up: {why}"));
+        writeln!(out, "slot {} from VLSN {}{state}", slot.name.escape_debug(), slot.from)?;
+    }
     for row in &report.nodes {
         let name = row.node.as_deref().or(row.address.as_deref()).unwrap_or("-");
         if let Some(why) = &row.silent {
@@ -335,6 +396,10 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         }
         if let Some(why) = &row.failed {
             writeln!(out, "{name} has failed: {why}")?;
+        }
+        let pins: Vec<String> = row.pins.iter().map(PinRow::text).collect();
+        if let (Some(oldest), false) = (row.oldest, pins.is_empty()) {
+            writeln!(out, "{name} has its log from VLSN {oldest} on, for {}", pins.join(", "))?;
         }
     }
     Ok(())
