@@ -93,6 +93,7 @@ impl Node {
             events: Mutex::default(),
             service: Default::default(),
             receptions: Receptions::default(),
+            digests: Arc::default(),
             changed: Mutex::new(None),
             handover: Mutex::new(None),
             trouble: Default::default(),

@@ -22,6 +22,7 @@ use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
 use crate::node::source::NodeSource;
+use crate::node::verify::Digests;
 use crate::node::{Event, Service};
 use crate::replica::FollowError;
 use crate::replica::ack::AckSender;
@@ -63,6 +64,7 @@ pub(super) struct Shared {
     pub events: Mutex<VecDeque<Event>>,
     pub service: RwLock<Option<Arc<dyn Service>>>,
     pub receptions: Receptions,
+    pub digests: Arc<Digests>,
     /// The last change of membership of this mastership.
     pub changed: Mutex<Option<Vlsn>>,
     pub handover: Mutex<Option<Arc<Handover>>>,

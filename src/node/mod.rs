@@ -14,6 +14,7 @@ mod orders;
 mod reception;
 mod replica;
 mod source;
+mod verify;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};
 pub use facade::{Event, Node, ReadError, ReadTicket, Service};

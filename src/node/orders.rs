@@ -5,13 +5,15 @@ use std::sync::Arc;
 use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::commit::Ticket;
+use crate::entry::EntryKind;
 use crate::ids::{NodeId, Vlsn};
 use crate::members::Health;
 use crate::node::core::Answer;
 use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
-use crate::wire::message::{Ack, ControlReply, MemberStatus, NodeStatus, Order, VoteReason};
+use crate::node::verify::Digesting;
+use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
 
 /// What came of an order.
 pub(super) enum Obeyed {
@@ -27,33 +29,52 @@ pub(super) enum Pending {
     Change(Ticket),
     /// A change of master.
     Transfer(Arc<Handover>),
+    /// A digest of entries.
+    Digest(Box<Digesting>),
+    /// An entry at which every node digests its engine, that waits to be committed.
+    Mark(Ticket),
 }
 
 impl Pending {
+    /// Whether it is for the caller to bring it on, and not for others.
+    pub fn works(&self) -> bool {
+        matches!(self, Pending::Digest(_))
+    }
+
     /// The answer, if there is one before `wait` ends.
-    pub fn reply(&self, node: &Shared, wait: Wait) -> Option<ControlReply> {
+    pub fn reply(&mut self, node: &Shared, wait: Wait) -> Option<ControlReply> {
         match self {
             Pending::Change(ticket) => {
-                if node.core.ask(&ticket.token) == Answer::Committed {
-                    return Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)));
-                }
-                let Some(lead) = node.lead() else {
-                    let unknown = format!("this node was deposed; ask later for {}", ticket.token);
-                    return Some(ControlReply::Refused(unknown));
-                };
-                match lead.feeders.wait(ticket, wait) {
-                    Ok(None) => None,
-                    Ok(Some(_)) => {
-                        Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)))
-                    }
-                    Err(error) => Some(ControlReply::Refused(error.to_string())),
-                }
+                committed(ticket, node, wait, |at| ControlReply::Done(format!("committed at VLSN {at}")))
             }
+            Pending::Mark(ticket) => committed(ticket, node, wait, ControlReply::Marked),
+            Pending::Digest(digesting) => digesting.step(),
             Pending::Transfer(handover) => match handover.wait(wait)? {
                 Ok(()) => Some(ControlReply::Done(format!("mastership went to {}", handover.to))),
                 Err(error) => Some(ControlReply::Refused(error.to_string())),
             },
         }
+    }
+}
+
+/// What is said once a ticket's entry is committed.
+fn committed(
+    ticket: &Ticket,
+    node: &Shared,
+    wait: Wait,
+    told: impl FnOnce(Vlsn) -> ControlReply,
+) -> Option<ControlReply> {
+    if node.core.ask(&ticket.token) == Answer::Committed {
+        return Some(told(ticket.token.vlsn));
+    }
+    let Some(lead) = node.lead() else {
+        let unknown = format!("this node was deposed; ask later for {}", ticket.token);
+        return Some(ControlReply::Refused(unknown));
+    };
+    match lead.feeders.wait(ticket, wait) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(told(ticket.token.vlsn)),
+        Err(error) => Some(ControlReply::Refused(error.to_string())),
     }
 }
 
@@ -95,11 +116,18 @@ impl Shared {
             Order::Demote { term } if self.election.step_down(term, "an operator ordered it") => {
                 Obeyed::Now(ControlReply::Done(format!("{} stepped down in term {term}", self.own.id)))
             }
+            Order::Digest { range } => match self.digest(range) {
+                Ok(digesting) => Obeyed::Later(Pending::Digest(Box::new(digesting))),
+                Err(why) => refused(&why),
+            },
+            Order::Verify => match self.write_as_master(|lead| lead.append_own(EntryKind::VERIFY, &[])) {
+                Ok(ticket) => Obeyed::Later(Pending::Mark(ticket)),
+                Err(WriteRefused::NotMaster { .. }) => Obeyed::Now(hint()),
+                Err(error) => refused(&error),
+            },
             Order::CreateSlot { .. }
             | Order::MoveSlot { .. }
             | Order::DropSlot { .. }
-            | Order::Digest { .. }
-            | Order::Verify
             | Order::Scrub
             | Order::Archive => refused(&"this build does not carry out that order"),
             Order::Promote { term } | Order::Demote { term } => {
@@ -160,7 +188,7 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::default(),
+            keeping: Box::new(Keeping { oldest: self.core.log.oldest(), ..Keeping::default() }),
             members: members.collect(),
         }
     }
