@@ -3,18 +3,24 @@
 //! On every node, the master too, an engine sees only what is committed in the group and flushed here. So it never has
 //! to undo, and after a crash the log repairs it by replay.
 
-use std::sync::Arc;
+pub(crate) mod desk;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::apply::desk::{Answer, Install, NoSnapshot, Request, Snapshot};
 use crate::clock::{Clock, Deadline, Wait};
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, EngineSnapshot};
+use crate::entry::EntryKind;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Life, Log, MappedScanner, Pin};
 use crate::planted::{Bug, active};
+use crate::runtime::Running;
 use crate::watermark::{Closed, Watermark};
 use crate::worker::{Step, Stop, Worker};
 
@@ -33,7 +39,16 @@ pub(crate) struct ApplyState {
     closing: AtomicBool,
     /// Called after `applied` or `checkpointed` advanced, on the apply thread; must not block.
     on_advance: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    /// What is asked of the engine between two batches.
+    requests: Mutex<VecDeque<Request>>,
+    /// Called when a VERIFY entry was applied and nothing behind it, on the apply thread.
+    on_verify: Mutex<Option<OnVerify>>,
+    /// The worker, to be woken for a request.
+    worker: OnceLock<Arc<dyn Running>>,
 }
+
+/// Takes a VERIFY entry's VLSN, and the engine's snapshot just there. It is read by another thread.
+pub(crate) type OnVerify = Arc<dyn Fn(Vlsn, Result<Option<Box<dyn EngineSnapshot>>, EngineError>) + Send + Sync>;
 
 impl ApplyState {
     /// The state of an engine that stands at `applied`, in a log known to be committed up to `committed`.
@@ -44,6 +59,9 @@ impl ApplyState {
             checkpointed: Watermark::new(number(applied)),
             closing: AtomicBool::new(false),
             on_advance: Mutex::new(None),
+            requests: Mutex::default(),
+            on_verify: Mutex::new(None),
+            worker: OnceLock::new(),
         }
     }
 
@@ -56,6 +74,37 @@ impl ApplyState {
     /// Sets who is told when the engine's positions advance.
     pub fn on_advance(&self, hook: Option<Arc<dyn Fn() + Send + Sync>>) {
         *self.on_advance.lock() = hook;
+    }
+
+    /// Sets who is given the engine's snapshot at each VERIFY entry.
+    #[allow(dead_code, reason = "whoever verifies engines sets it")]
+    pub fn on_verify(&self, hook: Option<OnVerify>) {
+        *self.on_verify.lock() = hook;
+    }
+
+    /// The worker that runs.
+    pub fn runs(&self, worker: Arc<dyn Running>) {
+        let _first = self.worker.set(worker);
+    }
+
+    /// Asks for a snapshot of the engine.
+    pub fn snapshot(&self) -> Arc<Answer<Result<Snapshot, NoSnapshot>>> {
+        let (answer, asked) = Answer::new();
+        self.ask(Request::Snapshot(asked));
+        answer
+    }
+
+    /// Has the engine take in a snapshot.
+    pub fn ask(&self, request: Request) {
+        let mut requests = self.requests.lock();
+        if self.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        requests.push_back(request);
+        drop(requests);
+        if let Some(worker) = self.worker.get() {
+            worker.poke();
+        }
     }
 
     fn advanced(&self) {
@@ -86,6 +135,22 @@ pub enum ApplyError {
         at: u64,
         /// What it said.
         source: EngineError,
+    },
+    /// The engine could not take in a snapshot.
+    #[error("the engine could not install the snapshot at VLSN {at}: {source}; mend the engine and restart the node, which installs it again")]
+    Install {
+        /// Where it stands.
+        at: Vlsn,
+        /// What it said.
+        source: EngineError,
+    },
+    /// The engine took in a snapshot and is elsewhere.
+    #[error("the engine says that it has applied VLSN {}, after it installed the snapshot at VLSN {at}; mend the engine", number(*.applied))]
+    InstalledElsewhere {
+        /// Where the snapshot stands.
+        at: Vlsn,
+        /// What the engine says.
+        applied: Option<Vlsn>,
     },
     /// The log could not be read back.
     #[error("the log could not be read for the engine: {0}")]
@@ -177,6 +242,15 @@ impl Apply {
             Err(ScanError::LifeEnded) => return self.new_life(),
             Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
         };
+        let hook = self.state.on_verify.lock().clone();
+        let verify = hook.as_ref().and_then(|_| {
+            let found = run.entries().iter().find(|entry| entry.kind() == EntryKind::VERIFY);
+            found.map(|entry| number(entry.header().vlsn))
+        });
+        if let Some(at) = verify.filter(|at| *at < run.last.vlsn.get()) {
+            // What comes behind it waits: the engine is looked at as it is just there.
+            return self.apply_up_to(at);
+        }
         let (first, last) = (run.first.get(), run.last.vlsn.get());
         assert!(first == applied + 1 && last <= limit, "apply would leave a hole or run ahead");
         self.engine
@@ -187,7 +261,60 @@ impl Apply {
             self.checkpoint_due = self.clock.now() + self.checkpoint_every;
         }
         self.state.advanced();
+        if let (Some(hook), Some(at)) = (hook, verify.and_then(Vlsn::new)) {
+            hook(at, self.engine.snapshot());
+        }
         Ok(Step::Worked)
+    }
+
+    fn serve(&mut self, request: Request) -> Result<Step, Stop> {
+        match request {
+            Request::Snapshot(asked) => asked.give(self.snapshot()),
+            Request::Install(install) => self.install(install)?,
+        }
+        Ok(Step::Worked)
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, NoSnapshot> {
+        let source = self.engine.snapshot().map_err(|error| NoSnapshot::Engine(error.to_string()))?;
+        let source = source.ok_or(NoSnapshot::Unable)?;
+        let (at, applied) = (source.at(), self.state.applied.get());
+        if at.get() > applied {
+            return Err(NoSnapshot::Ahead { at: at.get(), applied });
+        }
+        Ok(Snapshot { pin: self.log.pin("snapshot", at), source })
+    }
+
+    fn install(&mut self, install: Install) -> Result<(), Stop> {
+        let Install { mut items, settle, asked } = install;
+        let at = items.at();
+        self.engine
+            .install(&mut *items)
+            .map_err(|source| Stop::failed(ApplyError::Install { at, source }))?;
+        let applied = self.engine.applied();
+        let applied = applied.map_err(|source| Stop::failed(ApplyError::Install { at, source }))?;
+        if applied != Some(at) {
+            return Err(Stop::failed(ApplyError::InstalledElsewhere { at, applied }));
+        }
+        settle()?;
+        (self.life, self.scanner) = (self.log.life(), self.log.scanner());
+        for watermark in [&self.state.committed, &self.state.applied, &self.state.checkpointed] {
+            watermark.advance(at.get());
+        }
+        self.checkpoint_due = Deadline::NEVER;
+        self.pin.advance(at.next());
+        self.state.advanced();
+        asked.give(());
+        Ok(())
+    }
+}
+
+impl Drop for Apply {
+    fn drop(&mut self) {
+        // Nobody will answer them.
+        self.state.closing.store(true, Ordering::SeqCst);
+        let left = std::mem::take(&mut *self.state.requests.lock());
+        drop(left);
     }
 }
 
@@ -195,6 +322,10 @@ impl Worker for Apply {
     fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
         if self.state.closing.load(Ordering::SeqCst) {
             return self.finish();
+        }
+        let request = self.state.requests.lock().pop_front();
+        if let Some(request) = request {
+            return self.serve(request);
         }
         if self.clock.now() >= self.checkpoint_due {
             self.checkpoint()?;

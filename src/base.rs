@@ -84,7 +84,7 @@ impl Base {
         if head[4] > VERSION {
             return Err(BadBase::NewerVersion(head[4]));
         }
-        if head[8..] != crc32fast::hash(body).to_le_bytes() {
+        if head[4] != VERSION || head[8..] != crc32fast::hash(body).to_le_bytes() {
             return Err(BadBase::Damaged);
         }
         let mut rest = body;

@@ -128,6 +128,7 @@ pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod slots;
+pub mod snapshot;
 pub mod state;
 pub mod stats;
 mod sync;

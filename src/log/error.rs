@@ -32,7 +32,7 @@ impl IoFailure {
 }
 
 /// Names the action and the file of a failed system call.
-pub(super) trait Failed<T> {
+pub(crate) trait Failed<T> {
     fn failed(self, action: &'static str, path: &Path) -> Result<T, IoFailure>;
 }
 
@@ -104,6 +104,12 @@ pub enum OpenError {
     /// The system refused.
     #[error(transparent)]
     Io(#[from] IoFailure),
+    /// The install of a snapshot has begun here and not ended: the engine and the log may not belong together.
+    #[error("{path} exists: a snapshot is half installed; open the directory as a node of its group, which finishes that", path = path.display())]
+    HalfInstalled {
+        /// The intent.
+        path: PathBuf,
+    },
     /// A file is not what its name says.
     #[error("{path} can't be used: {damage}", path = path.display())]
     File {

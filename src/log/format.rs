@@ -19,6 +19,7 @@ pub(super) const MARK_LEN: u64 = (crate::entry::HEADER_LEN + MARK_PAYLOAD_LEN) a
 
 const SEGMENT_MAGIC: &[u8; 8] = b"QRSEGMNT";
 const INTENT_MAGIC: &[u8; 8] = b"QRINTENT";
+const RESET_MAGIC: &[u8; 8] = b"QRRESETS";
 
 /// The start of every file: magic, version. What follows is read only after both were judged.
 pub(super) fn put_start(out: &mut Vec<u8>, magic: &[u8; 8], version: u32) {
@@ -217,6 +218,39 @@ impl Intent {
             }
             _ => Err(FileDamage::Checksum),
         }
+    }
+}
+
+/// A reset that has begun.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct ResetIntent {
+    /// What the new log stands on.
+    pub base: Position,
+}
+
+impl ResetIntent {
+    /// Bytes of its file.
+    pub(super) const LEN: usize = 12 + 16 + 16 + 4;
+
+    pub(super) fn encode(self, group: GroupId) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::LEN);
+        put_start(&mut out, RESET_MAGIC, VERSION);
+        out.extend_from_slice(&group.bits().to_le_bytes());
+        put_position(&mut out, Some(self.base));
+        put_crc(&mut out);
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8], ours: GroupId) -> Result<ResetIntent, FileDamage> {
+        let (_, mut body) = check(bytes, RESET_MAGIC, VERSION)?;
+        let mut take = || -> io::Result<_> {
+            Ok((GroupId::from_bits(body.read_u128::<LE>()?), take_position(&mut body)?))
+        };
+        let (found, base) = take().map_err(|_| FileDamage::Checksum)?;
+        if found != ours {
+            return Err(FileDamage::OtherGroup { found, ours });
+        }
+        Ok(ResetIntent { base: base.ok_or(FileDamage::Checksum)? })
     }
 }
 

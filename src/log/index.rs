@@ -151,7 +151,7 @@ impl Sidecar {
 }
 
 /// Writes a small file whole: under a temporary name, synced, and then renamed. The directory is not synced.
-pub(super) fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), IoFailure> {
+pub(crate) fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), IoFailure> {
     let temporary = dir.join(format!("{name}.new"));
     let file = create_anew(disk, &temporary, bytes.len() as u64)?;
     file.write_at(&[io::IoSlice::new(bytes)], 0).failed("write", &temporary)?;
@@ -160,7 +160,7 @@ pub(super) fn write_whole(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8])
 }
 
 /// Creates a file with a temporary name, in place of one that an earlier attempt may have left.
-pub(super) fn create_anew(
+pub(crate) fn create_anew(
     disk: &dyn Disk,
     path: &Path,
     len: u64,
@@ -175,7 +175,7 @@ pub(super) fn create_anew(
 }
 
 /// Reads a small file whole; `None` if it does not exist or is longer than `limit` bytes.
-pub(super) fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IoFailure> {
+pub(crate) fn read_whole(disk: &dyn Disk, path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IoFailure> {
     let file = match disk.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.failed("open", path)?,

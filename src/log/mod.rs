@@ -16,6 +16,7 @@ mod life;
 pub mod mmap;
 mod reader;
 mod recover;
+mod reset;
 mod retention;
 mod saved;
 pub mod scanner;
@@ -36,9 +37,11 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
 use crate::log::core::Core;
 
+pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
+pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
@@ -49,6 +52,8 @@ pub use writer::Appended;
 
 /// The lock file's name in the log's directory.
 const LOCK_NAME: &str = "lock";
+/// The name of the intent of a snapshot's install, in the log's directory.
+pub(crate) const INSTALL_NAME: &str = "install";
 
 /// Where a log is, and how it behaves.
 #[derive(Clone, Debug)]
@@ -123,6 +128,24 @@ impl Log {
         config: LogConfig,
     ) -> Result<(Log, Opened), OpenError> {
         use error::Failed;
+        let path = config.dir.join(INSTALL_NAME);
+        match disk.open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => {
+                other.failed("open", &path)?;
+                return Err(OpenError::HalfInstalled { path });
+            }
+        }
+        Log::open_to_install(disk, clock, config)
+    }
+
+    /// [`open`](Log::open), also where the install of a snapshot has begun: for whoever finishes that.
+    pub(crate) fn open_to_install(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        config: LogConfig,
+    ) -> Result<(Log, Opened), OpenError> {
+        use error::Failed;
         config.check()?;
         disk.create_dir(&config.dir).failed("create", &config.dir)?;
         let path = config.dir.join(LOCK_NAME);
@@ -135,6 +158,7 @@ impl Log {
         let capacity = stage::capacity(config.segment_bytes, config.max_payload);
         let place = recover::Place { disk: &*disk, clock: &*clock, config: &config, capacity };
         truncate::resume(place)?;
+        reset::resume(place)?;
         let recovered = recover::recover(place)?;
         let opened = recovered.opened.clone();
         let core = Core::new(disk, clock, config, capacity, lock, recovered);
@@ -261,6 +285,17 @@ impl Log {
     /// [`TruncateError`]. After `Io` and `Reopen` the log is poisoned, and opening it finishes or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)
+    }
+
+    /// Replaces the log by an empty one that stands on `base`, an entry that is committed in the group: what this log holds
+    /// above what it knows to be committed is saved first, as by [`truncate_after`](Log::truncate_after), and then everything goes. The
+    /// life ends.
+    ///
+    /// # Errors
+    /// [`TruncateError`]: `BelowCommitted`, if this log knows of more; then nothing was changed. After `Io` and `Reopen` the log is
+    /// poisoned, and opening it finishes what was begun.
+    pub fn reset(&self, base: Position) -> Result<Truncated, TruncateError> {
+        self.core.reset(base)
     }
 
     /// Removes the sealed segments all of whose entries lie below `floor` and below every pin. Appends go on meanwhile,

@@ -124,7 +124,8 @@ pub(super) fn recover(place: Place<'_>) -> Result<Recovered, OpenError> {
     };
     make_durable(place, &pieces, &marks)?;
     let mut recovered = assemble(place, pieces, &marks)?;
-    recovered.committed = committed;
+    // What a log stands on was committed: nothing else is pruned, or installed.
+    recovered.committed = committed.max(recovered.catalog.base().map(|base| base.vlsn));
     recovered.opened.cut = cut;
     Ok(recovered)
 }

@@ -14,7 +14,7 @@ use crate::log::format::{
 };
 use crate::log::index::{read_whole, write_whole};
 use crate::log::life::Life;
-use crate::log::recover::{Place, recover, remove_segment, remove_sidecar, sync_dir};
+use crate::log::recover::{Place, Recovered, recover, remove_segment, remove_sidecar, sync_dir};
 use crate::log::saved::{Source, free_number, write_segment};
 use crate::log::stage::Stage;
 use crate::log::walk::{Window, end_of, walk};
@@ -66,18 +66,13 @@ impl Core {
                 return Err(error);
             }
         };
-        *self.spare.lock() = None;
         let last = recovered.end.tail;
         let old = Arc::clone(&stage.life);
         let survives = active(Bug::WatermarkSurvivesCut);
-        let life = if survives { Arc::clone(&old) } else { Arc::new(Life::new(last.map(|last| last.vlsn))) };
-        *self.catalog.lock() = recovered.catalog;
-        *flush = FlushSide::new(recovered.end.segment);
-        *io = WriteSide::new(recovered.active, recovered.appender);
-        let fence = stage.fence;
-        *stage = Stage::new(recovered.end, life);
-        stage.fence = fence;
-        if !survives {
+        self.adopt(&mut flush, &mut io, &mut stage, recovered);
+        if survives {
+            stage.life = old;
+        } else {
             old.end();
         }
         drop(stage);
@@ -85,7 +80,25 @@ impl Core {
         Ok(Truncated { last, cut: Some(cut), saved: Some(saved) })
     }
 
-    fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
+    /// Goes on with what the files hold now, in a new life. The old one is the caller's to end.
+    pub(super) fn adopt(
+        &self,
+        flush: &mut FlushSide,
+        io: &mut WriteSide,
+        stage: &mut Stage,
+        recovered: Recovered,
+    ) {
+        *self.spare.lock() = None;
+        let life = Arc::new(Life::new(recovered.end.tail.map(|last| last.vlsn)));
+        *self.catalog.lock() = recovered.catalog;
+        *flush = FlushSide::new(recovered.end.segment);
+        *io = WriteSide::new(recovered.active, recovered.appender);
+        let fence = stage.fence;
+        *stage = Stage::new(recovered.end, life);
+        stage.fence = fence;
+    }
+
+    pub(super) fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
         let stage = self.stage.lock();
         let state = (stage.closed, stage.poisoned);
         drop(stage);

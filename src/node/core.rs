@@ -348,6 +348,7 @@ impl Core {
             poison.strike(stop);
         });
         let running = self.host.runtime.spawn("apply".to_owned(), Box::new(apply), Vec::new(), on_end);
+        self.apply.runs(Arc::clone(&running));
         self.workers.lock().push(running);
     }
 
