@@ -48,7 +48,8 @@ pub(crate) struct ApplyState {
 }
 
 /// Takes a VERIFY entry's VLSN, and the engine's snapshot just there. It is read by another thread.
-pub(crate) type OnVerify = Arc<dyn Fn(Vlsn, Result<Option<Box<dyn EngineSnapshot>>, EngineError>) + Send + Sync>;
+pub(crate) type OnVerify =
+    Arc<dyn Fn(Vlsn, Result<Option<Box<dyn EngineSnapshot>>, EngineError>) + Send + Sync>;
 
 impl ApplyState {
     /// The state of an engine that stands at `applied`, in a log known to be committed up to `committed`.
@@ -77,7 +78,6 @@ impl ApplyState {
     }
 
     /// Sets who is given the engine's snapshot at each VERIFY entry.
-    #[allow(dead_code, reason = "whoever verifies engines sets it")]
     pub fn on_verify(&self, hook: Option<OnVerify>) {
         *self.on_verify.lock() = hook;
     }
@@ -137,7 +137,9 @@ pub enum ApplyError {
         source: EngineError,
     },
     /// The engine could not take in a snapshot.
-    #[error("the engine could not install the snapshot at VLSN {at}: {source}; mend the engine and restart the node, which installs it again")]
+    #[error(
+        "the engine could not install the snapshot at VLSN {at}: {source}; mend the engine and restart the node, which installs it again"
+    )]
     Install {
         /// Where it stands.
         at: Vlsn,

@@ -40,7 +40,10 @@ fn a_log_that_only_has_a_base_ends_there_and_goes_on_behind_it() {
         let life = log.life();
         assert_eq!((life.appended.get(), life.written.get(), life.flushed.get()), (900, 900, 900));
         assert_eq!(log.known_committed(), (round > 0).then_some(v(900)));
-        assert!(matches!(log.truncate_after(Some(v(899))), Ok(done) if done.cut.is_none()) || log.last() == Some(base(900)));
+        assert!(
+            matches!(log.truncate_after(Some(v(899))), Ok(done) if done.cut.is_none())
+                || log.last() == Some(base(900))
+        );
         assert_eq!(names(dir.path(), ".log"), ["rolledback-41-120-0.log"]);
         if round > 0 {
             log.close().unwrap();

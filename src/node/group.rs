@@ -18,6 +18,7 @@ use crate::log::Truncated;
 use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
+use crate::node::engine_digest::EngineDigests;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
@@ -65,6 +66,7 @@ pub(super) struct Shared {
     pub service: RwLock<Option<Arc<dyn Service>>>,
     pub receptions: Receptions,
     pub digests: Arc<Digests>,
+    pub engine_digests: Arc<EngineDigests>,
     /// The last change of membership of this mastership.
     pub changed: Mutex<Option<Vlsn>>,
     pub handover: Mutex<Option<Arc<Handover>>>,

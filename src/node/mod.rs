@@ -4,6 +4,7 @@ mod assemble;
 mod core;
 mod dispatch;
 mod doubt;
+mod engine_digest;
 mod facade;
 mod group;
 mod group_config;

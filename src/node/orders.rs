@@ -188,7 +188,11 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::new(Keeping { oldest: self.core.log.oldest(), ..Keeping::default() }),
+            keeping: Box::new(Keeping {
+                oldest: self.core.log.oldest(),
+                engine: self.engine_digests.last(),
+                ..Keeping::default()
+            }),
             members: members.collect(),
         }
     }
