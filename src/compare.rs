@@ -200,7 +200,7 @@ impl Comparison<'_> {
                 low = last.next();
             } else if last == low {
                 self.leave_out(&probe.damaged, low, last);
-                return Some(Difference { at: low, sides: sides(probe.said) });
+                return Some(Difference { at: low, sides: agree(probe.said) });
             } else {
                 high = last;
             }
@@ -234,13 +234,13 @@ impl Comparison<'_> {
     }
 }
 
-/// Who agrees with whom, the most first.
-fn sides(said: Vec<(usize, RangeDigest)>) -> Vec<Vec<usize>> {
-    let mut sides: Vec<(RangeDigest, Vec<usize>)> = Vec::new();
-    for (node, digest) in said {
-        match sides.iter_mut().find(|(other, _)| *other == digest) {
+/// Who says the same as whom, the most first.
+pub fn agree<T: PartialEq>(said: Vec<(usize, T)>) -> Vec<Vec<usize>> {
+    let mut sides: Vec<(T, Vec<usize>)> = Vec::new();
+    for (node, what) in said {
+        match sides.iter_mut().find(|(other, _)| *other == what) {
             Some((_, side)) => side.push(node),
-            None => sides.push((digest, vec![node])),
+            None => sides.push((what, vec![node])),
         }
     }
     sides.sort_by_key(|(_, side)| std::cmp::Reverse(side.len()));

@@ -14,6 +14,7 @@ mod orders;
 mod replica;
 mod service;
 mod status;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ enum Command {
     Kv(kv_command::Args),
     /// Show how a group and its nodes stand; exit code 1 if no node that answers leads
     Status(status::Args),
+    /// Compare what all nodes of a group hold: their logs, and their engines at one entry
+    Verify(verify::Args),
     /// Change who belongs to a group
     Members(orders::MembersArgs),
     /// Hand mastership over to another node
@@ -116,6 +119,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Command::Node(args) => node::run(&args, out),
         Command::Kv(args) => kv_command::run(&args, out),
         Command::Status(args) => status::run(&args, out),
+        Command::Verify(args) => verify::run(&args, out),
         Command::Members(args) => orders::members(&args, out),
         Command::Transfer(args) => orders::transfer(&args, out),
         Command::Promote(args) => orders::promote(&args, out),
