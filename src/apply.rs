@@ -78,7 +78,6 @@ impl ApplyState {
     }
 
     /// Sets who is given the engine's snapshot at each VERIFY entry.
-    #[allow(dead_code, reason = "whoever verifies engines sets it")]
     pub fn on_verify(&self, hook: Option<OnVerify>) {
         *self.on_verify.lock() = hook;
     }

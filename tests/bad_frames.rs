@@ -185,7 +185,7 @@ fn keeping() -> Keeping {
             base: Vlsn::new(60),
             failed: Some("the archive's disk is full".into()),
         }),
-        engine: Some(EngineDigest { at: v(66), digest: 9 << 100 }),
+        engine: Some(EngineDigest { at: v(66), state: EngineState::Digest(9 << 100) }),
     }
 }
 
@@ -551,7 +551,7 @@ fn plain_status() -> NodeStatus {
 fn what_a_node_keeps_is_refused_by_name() {
     // Where it begins in the payload: every part of the empty one is at a fixed place from there on.
     let payload = frame(&status_with(Keeping::default()))[HEADER_LEN..].to_vec();
-    let keeping = payload.len() - 1 - (8 + 1 + (4 + 2) + 1 + 1 + 32 + 1 + 1 + 24);
+    let keeping = payload.len() - 1 - (8 + 1 + (4 + 2) + 1 + 1 + 32 + 1 + 1 + 8);
     let with = |at: usize, bytes: &[u8]| {
         let mut changed = payload.clone();
         changed[keeping + at..keeping + at + bytes.len()].copy_from_slice(bytes);
@@ -579,7 +579,14 @@ fn what_a_node_keeps_is_refused_by_name() {
     assert_eq!(with(49, &[1]), "damaged");
     assert_eq!(with(50, &[2]), "archive");
     assert_eq!(with(51, &[255; 8]), "engine.at");
-    assert_eq!(with(59, &[1]), "engine.digest");
+    // With an entry there the rest is read into the number of members, and beyond.
+    assert_eq!(with(51, &1u64.to_le_bytes()), "engine.state");
+    let told =
+        |state| Keeping { engine: Some(EngineDigest { at: Vlsn::FIRST, state }), ..Keeping::default() };
+    for state in [EngineState::Digest(7), EngineState::NoSnapshots, EngineState::Failed("no".into())] {
+        let message = status_with(told(state));
+        assert_eq!(Message::decode(&frame(&message)).map(|(_, read)| read), Ok(message));
+    }
 }
 
 #[test]
@@ -833,7 +840,12 @@ fn any_keeping() -> impl Strategy<Value = Keeping> {
         .prop_map(|(at, [ended, bytes], [found, healed])| ScrubStatus { at, ended, bytes, found, healed });
     let archive = (vlsn(), vlsn(), proptest::option::of("\\PC{1,60}"))
         .prop_map(|(last, base, failed)| ArchiveStatus { last, base, failed });
-    let engine = (entry(), any::<u128>()).prop_map(|(at, digest)| EngineDigest { at, digest });
+    let state = prop_oneof![
+        any::<u128>().prop_map(EngineState::Digest),
+        Just(EngineState::NoSnapshots),
+        "\\PC{0,60}".prop_map(EngineState::Failed),
+    ];
+    let engine = (entry(), state).prop_map(|(at, state)| EngineDigest { at, state });
     let lists = (proptest::collection::vec(pin, 0..4), slots(), proptest::collection::vec(transfer(), 0..3));
     let maybe = (
         proptest::option::of(transfer()),

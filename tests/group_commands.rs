@@ -328,6 +328,24 @@ fn members_come_go_and_move() {
 }
 
 #[test]
+fn the_nodes_of_a_group_are_compared_by_one_command() {
+    let mut group = Group::of_three();
+    let config = group.config();
+    for key in 0..20 {
+        exits(0, &["kv", "put", "--config", &config, &format!("k{key}"), "v"]);
+    }
+    let table = exits(0, &["verify", "--config", &config]);
+    assert!(table.contains("the logs are equal from VLSN 1 to "), "{table}");
+    let value = json(&["verify", "--config", &config, "--log-only"]);
+    assert_eq!((&value["verdict"], value["log"]["nodes"].as_array().unwrap().len()), (&"equal".into(), 3));
+    let replica = (group.master() + 1) % 3;
+    group.kill(replica);
+    let said = exits(3, &["verify", "--config", &config]);
+    assert!(said.contains(&format!("n{} was left out: ", replica + 1)), "{said}");
+    exits(2, &["verify"]);
+}
+
+#[test]
 fn sigterm_and_sigint_close_a_node_in_order() {
     let mut group = Group::of_three();
     exits(0, &["kv", "put", "--config", &group.config(), "k", "v"]);

@@ -11,7 +11,7 @@ use common::{GROUP, v};
 use parking_lot::Mutex;
 use quorate::engine::{EngineSnapshot, Item, Items};
 use quorate::{
-    Address, Admission, Change, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig,
+    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig,
     Outcome, Policy, Token, Vlsn,
 };
 

@@ -98,6 +98,8 @@ impl Node {
             events: Mutex::default(),
             service: Default::default(),
             receptions: Receptions::default(),
+            digests: Arc::default(),
+            engine_digests: Arc::default(),
             changed: Mutex::new(None),
             handover: Mutex::new(None),
             slots: Mutex::default(),
@@ -162,6 +164,12 @@ impl Node {
             node.acks.send();
             if let Some(lead) = node.lead() {
                 lead.feeders.own_progress();
+            }
+        })));
+        let weak = Arc::downgrade(shared);
+        shared.core.apply.on_verify(Some(Arc::new(move |at, snapshot| {
+            if let Some(node) = weak.upgrade() {
+                node.engine_digests.take(&node.core, at, snapshot);
             }
         })));
         let weak = Arc::downgrade(shared);

@@ -20,6 +20,7 @@ use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::archiver::Archiving;
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
+use crate::node::engine_digest::EngineDigests;
 use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
@@ -27,6 +28,7 @@ use crate::node::reception::Receptions;
 use crate::node::slots::SlotBook;
 use crate::node::snapshots::Givings;
 use crate::node::source::NodeSource;
+use crate::node::verify::Digests;
 use crate::node::{Event, Service};
 use crate::replica::FollowError;
 use crate::replica::ack::AckSender;
@@ -70,6 +72,8 @@ pub(super) struct Shared {
     pub events: Mutex<VecDeque<Event>>,
     pub service: RwLock<Option<Arc<dyn Service>>>,
     pub receptions: Receptions,
+    pub digests: Arc<Digests>,
+    pub engine_digests: Arc<EngineDigests>,
     /// The last change of membership of this mastership.
     pub changed: Mutex<Option<Vlsn>>,
     pub handover: Mutex<Option<Arc<Handover>>>,

@@ -5,6 +5,7 @@ mod assemble;
 mod core;
 mod dispatch;
 mod doubt;
+mod engine_digest;
 mod facade;
 mod fetch;
 mod group;
@@ -20,6 +21,7 @@ mod retention;
 mod slots;
 mod snapshots;
 mod source;
+mod verify;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};
 pub use facade::{Event, Node, ReadError, ReadTicket, Service};

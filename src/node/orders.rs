@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::channel::Channel;
 use crate::clock::Wait;
 use crate::commit::Ticket;
+use crate::entry::EntryKind;
 use crate::ids::{NodeId, Vlsn};
 use crate::log::PinInfo;
 use crate::members::Health;
@@ -14,6 +15,7 @@ use crate::node::group::Shared;
 use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
 use crate::node::slots::SlotRefused;
+use crate::node::verify::Digesting;
 use crate::slots::SlotChange;
 use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
 use crate::wire::recovery::{MAX_PINS, PinStatus};
@@ -35,33 +37,52 @@ pub(super) enum Pending {
     Change(Ticket),
     /// A change of master.
     Transfer(Arc<Handover>),
+    /// A digest of entries.
+    Digest(Box<Digesting>),
+    /// An entry at which every node digests its engine, that waits to be committed.
+    Mark(Ticket),
 }
 
 impl Pending {
+    /// Whether it is for the caller to bring it on, and not for others.
+    pub fn works(&self) -> bool {
+        matches!(self, Pending::Digest(_))
+    }
+
     /// The answer, if there is one before `wait` ends.
-    pub fn reply(&self, node: &Shared, wait: Wait) -> Option<ControlReply> {
+    pub fn reply(&mut self, node: &Shared, wait: Wait) -> Option<ControlReply> {
         match self {
             Pending::Change(ticket) => {
-                if node.core.ask(&ticket.token) == Answer::Committed {
-                    return Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)));
-                }
-                let Some(lead) = node.lead() else {
-                    let unknown = format!("this node was deposed; ask later for {}", ticket.token);
-                    return Some(ControlReply::Refused(unknown));
-                };
-                match lead.feeders.wait(ticket, wait) {
-                    Ok(None) => None,
-                    Ok(Some(_)) => {
-                        Some(ControlReply::Done(format!("committed at VLSN {}", ticket.token.vlsn)))
-                    }
-                    Err(error) => Some(ControlReply::Refused(error.to_string())),
-                }
+                committed(ticket, node, wait, |at| ControlReply::Done(format!("committed at VLSN {at}")))
             }
+            Pending::Mark(ticket) => committed(ticket, node, wait, ControlReply::Marked),
+            Pending::Digest(digesting) => digesting.step(),
             Pending::Transfer(handover) => match handover.wait(wait)? {
                 Ok(()) => Some(ControlReply::Done(format!("mastership went to {}", handover.to))),
                 Err(error) => Some(ControlReply::Refused(error.to_string())),
             },
         }
+    }
+}
+
+/// What is said once a ticket's entry is committed.
+fn committed(
+    ticket: &Ticket,
+    node: &Shared,
+    wait: Wait,
+    told: impl FnOnce(Vlsn) -> ControlReply,
+) -> Option<ControlReply> {
+    if node.core.ask(&ticket.token) == Answer::Committed {
+        return Some(told(ticket.token.vlsn));
+    }
+    let Some(lead) = node.lead() else {
+        let unknown = format!("this node was deposed; ask later for {}", ticket.token);
+        return Some(ControlReply::Refused(unknown));
+    };
+    match lead.feeders.wait(ticket, wait) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(told(ticket.token.vlsn)),
+        Err(error) => Some(ControlReply::Refused(error.to_string())),
     }
 }
 
@@ -119,9 +140,16 @@ impl Shared {
                 self.slots_ordered(self.change_slot(&SlotChange::Move { name, to }))
             }
             Order::DropSlot { name } => self.slots_ordered(self.change_slot(&SlotChange::Drop { name })),
-            Order::Digest { .. } | Order::Verify | Order::Scrub => {
-                refused(&"this build does not carry out that order")
-            }
+            Order::Digest { range } => match self.digest(range) {
+                Ok(digesting) => Obeyed::Later(Pending::Digest(Box::new(digesting))),
+                Err(why) => refused(&why),
+            },
+            Order::Verify => match self.write_as_master(|lead| lead.append_own(EntryKind::VERIFY, &[])) {
+                Ok(ticket) => Obeyed::Later(Pending::Mark(ticket)),
+                Err(WriteRefused::NotMaster { .. }) => Obeyed::Now(hint()),
+                Err(error) => refused(&error),
+            },
+            Order::Scrub => refused(&"this build does not carry out that order"),
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -161,6 +189,7 @@ impl Shared {
             fetching: self.fetching.status(),
             giving: self.givings.status(),
             archive: self.archive.as_ref().map(Archiving::status),
+            engine: self.engine_digests.last(),
             ..Keeping::default()
         }
     }

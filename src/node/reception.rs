@@ -291,9 +291,12 @@ fn survey(node: &Shared, asked: &Survey) -> SurveyReply {
 impl Worker for Reception {
     fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
         let Some(node) = self.node.upgrade() else { return Err(Stop::Done) };
-        if let Some(pending) = &self.pending {
+        if let Some(pending) = &mut self.pending {
             let Some(reply) = pending.reply(&node, wait.at_most(self.deadline)) else {
                 let late = self.clock.now() >= self.deadline;
+                if pending.works() && !late {
+                    return Ok(Step::Worked);
+                }
                 return if late { Err(Stop::Done) } else { Ok(Step::Idle { due: self.deadline }) };
             };
             self.pending = None;

@@ -145,8 +145,19 @@ pub(super) fn put_keeping(keeping: &Keeping, put: &mut Put<'_>) {
         put.vlsn(archive.base);
         put.cut_text(archive.failed.as_deref().unwrap_or(""));
     }
-    put.vlsn(keeping.engine.map(|engine| engine.at));
-    put.u128(keeping.engine.map_or(0, |engine| engine.digest));
+    put.vlsn(keeping.engine.as_ref().map(|engine| engine.at));
+    match keeping.engine.as_ref().map(|engine| &engine.state) {
+        None => {}
+        Some(EngineState::Digest(digest)) => {
+            put.u8(1);
+            put.u128(*digest);
+        }
+        Some(EngineState::NoSnapshots) => put.u8(2),
+        Some(EngineState::Failed(why)) => {
+            put.u8(3);
+            put.cut_text(why);
+        }
+    }
 }
 
 pub(super) fn take_keeping(take: &mut Take<'_>) -> Result<Keeping, WireError> {
@@ -186,11 +197,15 @@ pub(super) fn take_keeping(take: &mut Take<'_>) -> Result<Keeping, WireError> {
             failed: Some(take.text("archive.failed", MAX_ANSWER)?.to_owned()).filter(|t| !t.is_empty()),
         });
     }
-    let (at, digest) = (take.vlsn("engine.at")?, take.u128("engine.digest")?);
-    if at.is_none() && digest != 0 {
-        return Err(take.value("engine.digest", digest as u64));
+    if let Some(at) = take.vlsn("engine.at")? {
+        let state = match take.u8("engine.state")? {
+            1 => EngineState::Digest(take.u128("engine.digest")?),
+            2 => EngineState::NoSnapshots,
+            3 => EngineState::Failed(take.text("engine.failed", MAX_ANSWER)?.to_owned()),
+            other => return Err(take.value("engine.state", other)),
+        };
+        keeping.engine = Some(EngineDigest { at, state });
     }
-    keeping.engine = at.map(|at| EngineDigest { at, digest });
     Ok(keeping)
 }
 

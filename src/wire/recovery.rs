@@ -121,13 +121,24 @@ pub struct RangeDigest {
     pub last: Position,
 }
 
-/// The digest of an engine's state, taken at a VERIFY entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What came of a VERIFY entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EngineDigest {
     /// The entry.
     pub at: Vlsn,
+    /// The engine's state there.
+    pub state: EngineState,
+}
+
+/// An engine's state at one entry, in one number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EngineState {
     /// XXH3-128 of the snapshot's items, names included.
-    pub digest: u128,
+    Digest(u128),
+    /// This engine takes no snapshots.
+    NoSnapshots,
+    /// It could not be read, and why; at most 255 bytes.
+    Failed(String),
 }
 
 /// Who keeps entries from being removed.

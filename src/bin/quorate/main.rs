@@ -15,6 +15,7 @@ mod replica;
 mod service;
 mod slots;
 mod status;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ enum Command {
     Kv(kv_command::Args),
     /// Show how a group and its nodes stand; exit code 1 if no node that answers leads
     Status(status::Args),
+    /// Compare what all nodes of a group hold: their logs, and their engines at one entry
+    Verify(verify::Args),
     /// Change who belongs to a group
     Members(orders::MembersArgs),
     /// Show, create, move and drop the slots for which a group keeps its log
@@ -119,6 +122,7 @@ fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Command::Node(args) => node::run(&args, out),
         Command::Kv(args) => kv_command::run(&args, out),
         Command::Status(args) => status::run(&args, out),
+        Command::Verify(args) => verify::run(&args, out),
         Command::Members(args) => orders::members(&args, out),
         Command::Slots(args) => slots::run(&args, out),
         Command::Transfer(args) => orders::transfer(&args, out),

@@ -203,6 +203,15 @@ struct Report {
 }
 
 impl Survey {
+    /// Who does not answer and may hold data, and why.
+    pub fn silent(&self) -> impl Iterator<Item = (String, String)> {
+        let rows = self.report().nodes.into_iter();
+        rows.filter(|row| row.part.is_none() && row.role.as_deref() != Some("arbiter")).map(|row| {
+            let name = row.node.or(row.address).unwrap_or_default();
+            (name, row.silent.unwrap_or_else(|| "it is not known where it listens".to_owned()))
+        })
+    }
+
     fn report(&self) -> Report {
         // Without a master, whoever is furthest knows best who belongs to the group.
         let informed = self.master().or_else(|| self.answers().max_by_key(|one| (one.committed, one.term)));
