@@ -66,6 +66,10 @@ pub struct Config {
     pub backoff_max: Duration,
     /// How often the engine is asked to make durable what it applied. Default 1 s; 1 ms to 1 hour.
     pub checkpoint_every: Duration,
+    /// How fast sealed segments are read to find damage. Default 16 MiB a second; 0: never but by order.
+    pub scrub_bytes_per_second: u64,
+    /// From the end of one such round to the beginning of the next. Default 24 hours; 1 ms to 365 days.
+    pub scrub_every: Duration,
     /// A replica further behind than this, in entries, counts as lagging. Default 100,000.
     pub lag_limit: u64,
     /// The most connections that a master serves at once, those in handshake included. Default 64; 1 to 1024.
@@ -137,6 +141,8 @@ impl Config {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(2),
             checkpoint_every: Duration::from_secs(1),
+            scrub_bytes_per_second: 16 << 20,
+            scrub_every: Duration::from_secs(24 * 60 * 60),
             lag_limit: 100_000,
             max_connections: 64,
             compression: Compression::Off,
@@ -175,6 +181,7 @@ impl Config {
         within("backoff_min", self.backoff_min, ms(1), minute, "1 ms to 1 minute")?;
         within("backoff_max", self.backoff_max, self.backoff_min, minute * 60, "backoff_min to 1 hour")?;
         within("checkpoint_every", self.checkpoint_every, ms(1), minute * 60, "1 ms to 1 hour")?;
+        within("scrub_every", self.scrub_every, ms(1), minute * 60 * 24 * 365, "1 ms to 365 days")?;
         within("max_connections", self.max_connections, 1, 1024, "1 to 1024")?;
         within("lag_limit", self.lag_limit, 1, u64::MAX, "at least 1")?;
         if let Some(slot) = &self.slot {
@@ -255,6 +262,7 @@ mod tests {
         refused(|c| c.backoff_min = Duration::ZERO, "backoff_min");
         refused(|c| c.backoff_max = Duration::ZERO, "backoff_max");
         refused(|c| c.checkpoint_every = Duration::ZERO, "checkpoint_every");
+        refused(|c| c.scrub_every = Duration::ZERO, "scrub_every");
         refused(|c| c.max_connections = 0, "max_connections");
         refused(|c| c.lag_limit = 0, "lag_limit");
         refused(|c| c.slot = Some(String::new()), "slot");

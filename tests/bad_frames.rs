@@ -170,6 +170,7 @@ fn group_samples() -> Vec<Message<'static>> {
         committed: v(3),
         health: Health::Healthy,
         failed: None,
+        keeping: Box::default(),
         members: vec![
             MemberStatus { member: Member::electable(a.clone()), positions, health: None, last_seen: None },
             MemberStatus {
@@ -183,6 +184,7 @@ fn group_samples() -> Vec<Message<'static>> {
     let failed = NodeStatus {
         part: Part::Failed,
         failed: Some("the disk".into()),
+        keeping: Box::default(),
         keeping: Box::default(),
         members: Vec::new(),
         ..status.clone()

@@ -46,6 +46,7 @@ pub use reader::MappedScanner;
 pub use repair::{MendError, Wounded};
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use retention::{Pin, PinInfo, Pruned};
+pub use saved::{Saved, retire_saved};
 pub use scanner::{LogScanner, Run, ScanError};
 pub use scrub::{ScrubPlace, Scrubbed};
 pub use truncate::Truncated;
@@ -319,6 +320,14 @@ impl Log {
     /// Looks through the first damaged segment that is sealed: what of it is good, and what has to be fetched.
     pub fn wounded(&self) -> Option<Wounded> {
         self.core.wounded()
+    }
+
+    /// What was cut off behind damage when the log was opened with [`DoubtfulTail::CutDurable`], and is good.
+    ///
+    /// # Errors
+    /// [`IoFailure`].
+    pub fn saved(&self) -> Result<Saved, IoFailure> {
+        Saved::read(&*self.core.disk, &self.core.config.dir)
     }
 
     /// Reads the next part of a sealed segment from its file and verifies it.

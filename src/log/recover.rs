@@ -16,7 +16,7 @@ use crate::ids::{Position, TermSpan, Vlsn, VlsnRange};
 use crate::log::catalog::Catalog;
 use crate::log::error::{Failed, FileDamage, IoFailure, OpenError};
 use crate::log::format::{
-    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, first_in_name, saved_name, segment_name, sidecar_name,
+    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, damaged_name, first_in_name, saved_name, segment_name, sidecar_name,
 };
 use crate::log::index::{Sidecar, read_whole};
 use crate::log::mmap::{AppendMap, Appender};
@@ -422,7 +422,12 @@ fn save(
             (piece.first, piece.base)
         };
         let last = piece.highest().unwrap_or(first).max(first);
-        let name = saved_name(first, last, free_number(&names, first, last));
+        let name = if place.config.doubtful == DoubtfulTail::CutDurable {
+            let free = |number: &u32| !names.contains(&damaged_name(first, last, *number));
+            damaged_name(first, last, (0..=u32::MAX).find(free).unwrap_or(u32::MAX))
+        } else {
+            saved_name(first, last, free_number(&names, first, last))
+        };
         let path = place.config.dir.join(&name);
         names.push(name);
         let source = Source { file, path: piece.path.clone(), from, to: end };

@@ -10,12 +10,14 @@ use crate::election::{Election, ElectionWorker, Housekeeping, Settings};
 use crate::engine::{Engine, EngineError};
 use crate::entry::Entries;
 use crate::ids::Vlsn;
-use crate::members::{Member, Members, Roll};
+use crate::members::{Member, Members, Role, Roll};
 use crate::node::core::{Core, Founding, Host, NodeError};
 use crate::node::facade::{Listeners, Node};
 use crate::node::group::{Retired, Shared, Ties};
 use crate::node::group_config::NodeConfig;
 use crate::node::reception::{Dispatch, Receptions};
+use crate::node::repair::Repair;
+use crate::node::scrub::Scrub;
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Parts};
 use crate::replica::receive::Receive;
@@ -89,6 +91,7 @@ impl Node {
             retired: Mutex::default(),
             joining: Mutex::default(),
             doubt: Mutex::default(),
+            mending: Arc::default(),
             whom: Mutex::default(),
             events: Mutex::default(),
             service: Default::default(),
@@ -118,6 +121,11 @@ impl Node {
         let _first = shared.following.set(Arc::clone(&following));
         let receive = core.spawn("receive", Receive::new(following), Vec::new());
         let _first = shared.receive.set(receive);
+        if own.role != Role::Arbiter {
+            let repair = core.spawn("repair", Repair::new(&shared), Vec::new());
+            let _first = shared.mending.repair.set(repair);
+            core.spawn("scrub", Scrub::new(&shared), Vec::new());
+        }
         let listeners = Arc::new(Listeners::default());
         let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
         let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());

@@ -14,13 +14,14 @@ use crate::election::{Election, EnterError, Office, Phase};
 use crate::entry::EntryKind;
 use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
-use crate::log::Truncated;
+use crate::log::{ScanError, Truncated};
 use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
+use crate::node::repair::Mending;
 use crate::node::source::NodeSource;
 use crate::node::{Event, Service};
 use crate::replica::FollowError;
@@ -59,6 +60,7 @@ pub(super) struct Shared {
     /// Requests to be taken into the group.
     pub joining: Mutex<Vec<Asking>>,
     pub doubt: Mutex<Doubt>,
+    pub mending: Arc<Mending>,
     pub whom: Mutex<Whom>,
     pub events: Mutex<VecDeque<Event>>,
     pub service: RwLock<Option<Arc<dyn Service>>>,
@@ -140,8 +142,12 @@ impl Shared {
     /// Puts the last member list of the log in force.
     pub fn reload_members(&self) {
         let _rolls = self.rolls.lock();
-        if let Some(vlsn) = self.core.log.memberships().last() {
-            let payload = self.core.log.payload(*vlsn).map_err(Stop::failed);
+        for vlsn in self.core.log.memberships().iter().rev() {
+            let payload = match self.core.log.payload(*vlsn) {
+                // Until it is healed, the list before it tells whom to ask.
+                Err(ScanError::Damaged { .. }) => continue,
+                other => other.map_err(Stop::failed),
+            };
             match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
                 Ok(members) => self.roll.set(Arc::new(members)),
                 Err(stop) => self.core.poison.strike(&stop),
@@ -149,7 +155,9 @@ impl Shared {
             return;
         }
         // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
-        let founded = self.election.state().state().standing == Standing::Full { since: Term::NONE }
+        let standing = self.election.state().state().standing;
+        let founded = (standing == Standing::Full { since: Term::NONE }
+            || matches!(standing, Standing::Damaged { .. }))
             && self.own.role != Role::Arbiter;
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
     }
@@ -236,6 +244,10 @@ impl Office for Ties {
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent
+    }
+
+    fn whole(&self) -> bool {
+        self.0.upgrade().is_some_and(|node| node.core.log.damaged().is_empty())
     }
 
     fn members(&self) -> Arc<Members> {

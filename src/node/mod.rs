@@ -12,7 +12,9 @@ mod lead;
 mod master;
 mod orders;
 mod reception;
+mod repair;
 mod replica;
+mod scrub;
 mod source;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};

@@ -100,8 +100,11 @@ impl Shared {
             | Order::DropSlot { .. }
             | Order::Digest { .. }
             | Order::Verify
-            | Order::Scrub
             | Order::Archive => refused(&"this build does not carry out that order"),
+            Order::Scrub => {
+                self.mending.scrub_now();
+                Obeyed::Now(ControlReply::Done(format!("{} begins a round of its scrubber", self.own.id)))
+            }
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -120,7 +123,7 @@ impl Shared {
         let positions = self.positions();
         let lead = self.lead();
         let replicas = lead.as_ref().map(|lead| lead.feeders.status()).unwrap_or_default();
-        let failed = self.core.poison.reason();
+        let failed = self.core.poison.reason().or_else(|| self.doubt.lock().lost.clone());
         let health = match (&failed, &lead) {
             (Some(_), _) => Health::Error,
             (None, Some(lead)) if lead.feeders.gates().degraded() => Health::Degraded,
@@ -160,7 +163,7 @@ impl Shared {
             committed: Vlsn::new(self.core.apply.committed.get()),
             health,
             failed,
-            keeping: Box::default(),
+            keeping: Box::new(self.keeping()),
             members: members.collect(),
         }
     }

@@ -41,6 +41,8 @@ struct File {
     backoff_min_ms: Option<u64>,
     backoff_max_ms: Option<u64>,
     checkpoint_every_ms: Option<u64>,
+    scrub_bytes_per_second: Option<u64>,
+    scrub_every_ms: Option<u64>,
     lag_limit: Option<u64>,
     max_connections: Option<usize>,
     compression: Option<String>,
@@ -210,6 +212,8 @@ impl File {
         set(&mut base.backoff_min, self.backoff_min_ms.map(Duration::from_millis));
         set(&mut base.backoff_max, self.backoff_max_ms.map(Duration::from_millis));
         set(&mut base.checkpoint_every, self.checkpoint_every_ms.map(Duration::from_millis));
+        set(&mut base.scrub_bytes_per_second, self.scrub_bytes_per_second);
+        set(&mut base.scrub_every, self.scrub_every_ms.map(Duration::from_millis));
         set(&mut base.lag_limit, self.lag_limit);
         set(&mut base.max_connections, self.max_connections);
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
@@ -291,7 +295,7 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 8] = [
+const DURATIONS: [&str; 9] = [
     "lazy_flush",
     "heartbeat",
     "peer_timeout",
@@ -299,6 +303,7 @@ const DURATIONS: [&str; 8] = [
     "backoff_min",
     "backoff_max",
     "checkpoint_every",
+    "scrub_every",
     "election_timeout",
 ];
 
