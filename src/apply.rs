@@ -21,12 +21,14 @@ use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Life, Log, MappedScanner, Pin};
 use crate::planted::{Bug, active};
 use crate::runtime::Running;
-use crate::watermark::{Closed, Watermark};
+use crate::watermark::{Closed, Watermark, rest};
 use crate::worker::{Step, Stop, Worker};
 
 /// How much is handed to the engine at once.
 const BATCH_ENTRIES: u64 = 4096;
 const BATCH_BYTES: usize = 1 << 20;
+/// How often damage is looked at again.
+const DAMAGED_PAUSE: Duration = Duration::from_millis(50);
 
 /// The positions around the engine. `applied ≤ min(committed, flushed)` and `checkpointed ≤ applied`.
 pub(crate) struct ApplyState {
@@ -202,6 +204,12 @@ impl Apply {
         Ok(Step::Idle { due: self.checkpoint_due })
     }
 
+    fn pause(&self, wait: Wait) -> Step {
+        let due = self.checkpoint_due.min(self.clock.now() + DAMAGED_PAUSE);
+        rest(wait.at_most(due));
+        Step::Idle { due }
+    }
+
     fn checkpoint(&mut self) -> Result<(), Stop> {
         self.checkpoint_due = Deadline::NEVER;
         let applied = self.state.applied.get();
@@ -235,13 +243,15 @@ impl Apply {
         Ok(Step::Worked)
     }
 
-    fn apply_up_to(&mut self, limit: u64) -> Result<Step, Stop> {
+    fn apply_up_to(&mut self, limit: u64, wait: Wait) -> Result<Step, Stop> {
         let applied = self.state.applied.get();
         let most = (limit - applied).min(BATCH_ENTRIES) as u32;
         let run = match self.scanner.run(Vlsn::new(applied), most, BATCH_BYTES) {
             Ok(Some(run)) => run,
             Ok(None) => return self.idle(),
             Err(ScanError::LifeEnded) => return self.new_life(),
+            // It waits until that is healed.
+            Err(ScanError::Damaged { .. }) => return Ok(self.pause(wait)),
             Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
         };
         let hook = self.state.on_verify.lock().clone();
@@ -251,7 +261,7 @@ impl Apply {
         });
         if let Some(at) = verify.filter(|at| *at < run.last.vlsn.get()) {
             // What comes behind it waits: the engine is looked at as it is just there.
-            return self.apply_up_to(at);
+            return self.apply_up_to(at, wait);
         }
         let (first, last) = (run.first.get(), run.last.vlsn.get());
         assert!(first == applied + 1 && last <= limit, "apply would leave a hole or run ahead");
@@ -347,6 +357,6 @@ impl Worker for Apply {
             Err(Closed) => return self.new_life(),
         }
         let committed = if skip_commit { u64::MAX } else { self.state.committed.get() };
-        self.apply_up_to(committed.min(self.life.flushed.get()))
+        self.apply_up_to(committed.min(self.life.flushed.get()), wait)
     }
 }

@@ -81,6 +81,10 @@ pub struct Config {
     pub slot_every: Duration,
     /// How often a node looks what of its log can be removed. Default 1 s; 1 ms to 1 hour.
     pub retention_every: Duration,
+    /// How fast sealed segments are read to find damage. Default 16 MiB a second; 0: never but by order.
+    pub scrub_bytes_per_second: u64,
+    /// From the end of one such round to the beginning of the next. Default 24 hours; 1 ms to 365 days.
+    pub scrub_every: Duration,
     /// A replica further behind than this, in entries, counts as lagging. Default 100,000.
     pub lag_limit: u64,
     /// The most connections that a master serves at once, those in handshake included. Default 64; 1 to 1024.
@@ -175,6 +179,8 @@ impl Config {
             disk_floor: 1 << 30,
             slot_every: Duration::from_secs(10),
             retention_every: Duration::from_secs(1),
+            scrub_bytes_per_second: 16 << 20,
+            scrub_every: Duration::from_secs(24 * 60 * 60),
             lag_limit: 100_000,
             max_connections: 64,
             compression: Compression::Off,
@@ -220,6 +226,7 @@ impl Config {
         within("pin_max_age", self.pin_max_age, ms(1), minute * 60 * 24 * 3653, "1 ms to 10 years")?;
         within("slot_every", self.slot_every, ms(1), minute * 60, "1 ms to 1 hour")?;
         within("retention_every", self.retention_every, ms(1), minute * 60, "1 ms to 1 hour")?;
+        within("scrub_every", self.scrub_every, ms(1), minute * 60 * 24 * 365, "1 ms to 365 days")?;
         within("max_connections", self.max_connections, 1, 1024, "1 to 1024")?;
         within("lag_limit", self.lag_limit, 1, u64::MAX, "at least 1")?;
         within("max_snapshots", self.max_snapshots, 1, 64, "1 to 64")?;
@@ -307,6 +314,7 @@ mod tests {
         refused(|c| c.pin_max_age = Duration::ZERO, "pin_max_age");
         refused(|c| c.slot_every = Duration::ZERO, "slot_every");
         refused(|c| c.retention_every = Duration::ZERO, "retention_every");
+        refused(|c| c.scrub_every = Duration::ZERO, "scrub_every");
         refused(|c| c.max_connections = 0, "max_connections");
         refused(|c| c.lag_limit = 0, "lag_limit");
         refused(|c| c.max_snapshots = 0, "max_snapshots");

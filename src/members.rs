@@ -82,6 +82,13 @@ pub enum Standing {
         /// The first VLSN in doubt.
         from: Vlsn,
     },
+    /// Entries that were durable here were damaged, and have to come from others before it takes part again.
+    Damaged {
+        /// The first that is not back yet.
+        from: Vlsn,
+        /// The last that is known to have been here.
+        to: Vlsn,
+    },
     /// It holds what it acknowledged. It votes in terms after this one.
     Full {
         /// The term in which it came to be so; none for a founder's directory.
@@ -93,6 +100,19 @@ impl Standing {
     /// Whether acknowledgements count.
     pub const fn counts(self) -> bool {
         matches!(self, Standing::Full { .. })
+    }
+
+    /// The standing of a directory that turns out to be damaged in these entries.
+    #[must_use]
+    pub fn damaged(self, from: Vlsn, to: Vlsn) -> Standing {
+        match self {
+            Standing::Newcomer => Standing::Newcomer,
+            Standing::Doubtful { from: before } => Standing::Damaged { from: before.min(from), to },
+            Standing::Damaged { from: before, to: end } => {
+                Standing::Damaged { from: before.min(from), to: end.max(to) }
+            }
+            Standing::Full { .. } => Standing::Damaged { from, to },
+        }
     }
 
     /// Whether it may vote in this term.

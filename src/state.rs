@@ -16,16 +16,20 @@ use crate::members::Standing;
 use crate::planted::{Bug, active};
 
 /// The version of the format that this software writes, and the latest that it reads.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MAGIC: &[u8; 8] = b"QRSTATE\0";
 const SLOT: u64 = 4096;
 const SLOTS: u64 = 2;
 /// Bytes of a slot that are in use; the rest is zero.
-const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + GROUP_PART + 4;
+const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + GROUP_PART + DAMAGE_PART + 4;
 /// What version 2 added: the vote, the standing, an arbiter's mark.
 const GROUP_PART: usize = 1 + NodeId::MAX_LEN + 1 + 8 + 4 + 8;
+/// What version 3 added: where the damage of a damaged standing ends.
+const DAMAGE_PART: usize = 8;
+/// Bytes that version 2 used.
+const USED_BY_2: usize = USED - DAMAGE_PART;
 /// Bytes that version 1 used.
-const USED_BY_1: usize = USED - GROUP_PART;
+const USED_BY_1: usize = USED_BY_2 - GROUP_PART;
 
 /// The small state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -298,12 +302,15 @@ fn encode(sequence: u64, state: &State) -> Vec<u8> {
     let (kind, at) = match state.standing {
         Standing::Newcomer => (0, 0),
         Standing::Doubtful { from } => (1, from.get()),
+        Standing::Damaged { from, .. } => (3, from.get()),
         Standing::Full { since } => (2, u64::from(since.get())),
     };
     out.push(kind);
     out.extend_from_slice(&at.to_le_bytes());
     out.extend_from_slice(&state.mark.term.get().to_le_bytes());
     out.extend_from_slice(&number(state.mark.vlsn).to_le_bytes());
+    let to = if let Standing::Damaged { to, .. } = state.standing { to.get() } else { 0 };
+    out.extend_from_slice(&to.to_le_bytes());
     debug_assert_eq!(out.len(), USED - 4);
     let crc = crc32fast::hash(&out);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -337,7 +344,9 @@ fn decode(bytes: &[u8]) -> Slot {
         let (body, crc) = bytes.get(..used)?.split_last_chunk::<4>()?;
         (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
     };
-    let Some(body) = whole(USED).or_else(|| whole(USED_BY_1)) else { return Slot::Damaged };
+    let Some(body) = whole(USED).or_else(|| whole(USED_BY_2)).or_else(|| whole(USED_BY_1)) else {
+        return Slot::Damaged;
+    };
     take(body).ok().flatten().unwrap_or(Slot::Damaged)
 }
 
@@ -373,11 +382,18 @@ fn take(body: &[u8]) -> io::Result<Option<Slot>> {
         state.standing = match (kind, Vlsn::new(at), u32::try_from(at)) {
             (0, _, _) => Standing::Newcomer,
             (1, Some(from), _) => Standing::Doubtful { from },
+            (3, Some(from), _) if version >= 3 => Standing::Damaged { from, to: from },
             (2, _, Ok(since)) => Standing::Full { since: Term::new(since) },
             _ => return Ok(None),
         };
         let (term, vlsn) = (Term::new(from.read_u32::<LE>()?), Vlsn::new(from.read_u64::<LE>()?));
         state.mark = LogEnd { term, vlsn };
+        if version >= 3
+            && let Some(to) = Vlsn::new(from.read_u64::<LE>()?)
+            && let Standing::Damaged { from, .. } = state.standing
+        {
+            state.standing = Standing::Damaged { from, to };
+        }
     }
     Ok(Some(Slot::Good(sequence, state)))
 }
@@ -462,6 +478,24 @@ mod tests {
     }
 
     #[test]
+    fn a_state_of_version_2_is_read_and_a_damaged_standing_keeps_both_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let file = StateFile::create(&RealDisk, &path, state(7)).unwrap();
+        let mut old = encode(50, &state(7))[..USED_BY_2 - 4].to_vec();
+        old[8] = 2;
+        old.extend(crc32fast::hash(&old).to_le_bytes());
+        for slot in [0, SLOT] {
+            RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&old)], slot).unwrap();
+        }
+        assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), state(7));
+        let (from, to) = (Vlsn::FIRST.next(), Vlsn::FIRST.next().next());
+        let damaged = State { standing: Standing::Damaged { from, to }, ..state(8) };
+        file.store(damaged.clone()).unwrap();
+        assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), damaged);
+    }
+
+    #[test]
     fn another_group_and_a_newer_version_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
@@ -470,11 +504,11 @@ mod tests {
         assert!(file.belongs_to(GroupId::from_bits(5), &node).is_ok());
         assert!(matches!(file.belongs_to(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
         let mut newer = encode(50, &state(1));
-        newer[8] = 3;
+        newer[8] = 4;
         let crc = crc32fast::hash(&newer[..USED - 4]);
         newer[USED - 4..].copy_from_slice(&crc.to_le_bytes());
         RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], 0).unwrap();
-        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 3, .. })));
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 4, .. })));
     }
 
     #[cfg(all(feature = "planted", feature = "sim"))]

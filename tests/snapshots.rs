@@ -11,8 +11,8 @@ use common::{GROUP, v};
 use parking_lot::Mutex;
 use quorate::engine::{EngineSnapshot, Item, Items};
 use quorate::{
-    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig,
-    Outcome, Policy, Token, Vlsn,
+    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig, Outcome,
+    Policy, Token, Vlsn,
 };
 
 /// What an engine holds. It outlives the engine, as a store would.

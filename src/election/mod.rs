@@ -35,6 +35,10 @@ pub(crate) trait Office: Send + Sync {
     fn log_end(&self) -> LogEnd;
     /// Whether the node could lead: its disk and engine work.
     fn able(&self) -> bool;
+    /// Whether nothing of its log is known to be damaged: else it does not lead, but votes.
+    fn whole(&self) -> bool {
+        true
+    }
     /// The members in force.
     fn members(&self) -> Arc<Members>;
     /// Whether the members in force are without this node by a change that it does not know to be committed. Its log may
@@ -439,7 +443,11 @@ impl Election {
             Some(own) => own.is_voter() && own.role == Role::Electable,
             None => office.leaving(),
         };
-        electable && office.able() && state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM
+        electable
+            && office.able()
+            && office.whole()
+            && state.standing.votes_in(state.term.next())
+            && state.term < HIGHEST_TERM
     }
 
     /// How long a master that is not heard is still taken to lead.

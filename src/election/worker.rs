@@ -100,11 +100,15 @@ impl Election {
         if let Phase::Leading { since } = inner.phase {
             inner.ordered = None;
             let end = office.contact(now).max(since) + timeout;
-            if office.able() && now < end {
+            if office.able() && office.whole() && now < end {
                 return Ok(end.min(now + timeout / 2));
             }
             drop(inner);
-            let why = if office.able() { "it hears no majority" } else { "it has failed" };
+            let why = match (office.able(), office.whole()) {
+                (false, _) => "it has failed",
+                (true, false) => "its log is damaged",
+                (true, true) => "it hears no majority",
+            };
             self.step_down(self.term(), why);
             return Ok(now + timeout);
         }

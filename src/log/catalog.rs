@@ -35,6 +35,10 @@ impl Catalog {
         self.segments.range(first..).map(|(_, segment)| segment)
     }
 
+    pub(super) fn get(&self, first: Vlsn) -> Option<Arc<Segment>> {
+        self.segments.get(&first).map(Arc::clone)
+    }
+
     pub(super) fn oldest(&self) -> Option<&Arc<Segment>> {
         self.segments.values().next()
     }

@@ -13,6 +13,7 @@ use crate::log::catalog::Catalog;
 use crate::log::flush::{FlushSide, Waiting};
 use crate::log::life::Life;
 use crate::log::recover::Recovered;
+use crate::log::repair::Damages;
 use crate::log::retention::Pins;
 use crate::log::scanner::ScanError;
 use crate::log::segment::Segment;
@@ -36,6 +37,7 @@ pub(super) struct Core {
     pub io: Mutex<WriteSide>,
     pub stage: Mutex<Stage>,
     pub catalog: Mutex<Catalog>,
+    pub damages: Damages,
     pub spare: Mutex<Option<Spare>>,
     pub pins: Mutex<Pins>,
     pub waiting: Mutex<Vec<Waiting>>,
@@ -71,6 +73,7 @@ impl Core {
             io: Mutex::new(WriteSide::new(recovered.active, recovered.appender)),
             stage: Mutex::new(Stage::new(recovered.end, life)),
             catalog: Mutex::new(recovered.catalog),
+            damages: Damages::default(),
             spare: Mutex::new(None),
             pins: Mutex::new(Pins::default()),
             waiting: Mutex::new(Vec::new()),
@@ -82,6 +85,9 @@ impl Core {
             committed: AtomicU64::new(crate::ids::number(recovered.committed)),
             committed_at_open: recovered.committed,
         };
+        for first in recovered.lost {
+            core.note_lost(first);
+        }
         core.stage_mark();
         core
     }

@@ -217,6 +217,7 @@ impl Core {
         drop(io);
         drop(side);
         *self.directory_lock.lock() = None;
+        self.damages.found.close();
         self.wake_flusher();
         outcome
     }

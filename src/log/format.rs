@@ -269,6 +269,14 @@ pub(super) fn saved_name(from: Vlsn, to: Vlsn, number: u32) -> String {
     format!("rolledback-{from}-{to}-{number}.log")
 }
 
+/// The name of a file with what was cut off behind damage, while it is needed to heal.
+pub(super) fn damaged_name(from: Vlsn, to: Vlsn, number: u32) -> String {
+    format!("{DAMAGED}{from}-{to}-{number}.log")
+}
+
+/// How such names begin.
+pub(super) const DAMAGED: &str = "damaged-";
+
 /// The VLSN in a name of 20 digits and this extension.
 pub(super) fn first_in_name(name: &str, extension: &str) -> Option<Vlsn> {
     let digits = name.strip_suffix(extension)?;

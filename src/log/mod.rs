@@ -16,10 +16,12 @@ mod life;
 pub mod mmap;
 mod reader;
 mod recover;
+mod repair;
 mod reset;
 mod retention;
 mod saved;
 pub mod scanner;
+mod scrub;
 mod segment;
 mod size;
 mod stage;
@@ -35,7 +37,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Wait};
 use crate::disk::Disk;
 use crate::entry::{NewEntry, RunSummary};
-use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn};
+use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn, VlsnRange};
 use crate::log::core::Core;
 
 pub(crate) use error::Failed;
@@ -46,8 +48,11 @@ pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
+pub use repair::{MendError, Wounded};
 pub use retention::{Pin, PinInfo, Pruned};
+pub use saved::{Saved, retire_saved};
 pub use scanner::{LogScanner, Run, ScanError};
+pub use scrub::{ScrubPlace, Scrubbed};
 pub use size::Extent;
 pub use truncate::Truncated;
 pub use writer::Appended;
@@ -84,8 +89,12 @@ pub enum DoubtfulTail {
     /// Refuses to open if a torn write does not explain it; cuts a hole.
     Refuse,
     /// Refuses to open also if there is a hole. For a node that votes: whatever is lost behind a place may have been
-    /// acknowledged, and has to be noted before it is cut.
+    /// acknowledged, and has to be noted before it is cut. Sealed segments that are lost, or were cut short, are known
+    /// as damaged, as others have them.
     RefuseHoles,
+    /// Saves and cuts whatever is damaged, also what was durable. For a node that has noted durably from where on its log
+    /// is damaged, and gets it back from others, or after an operator's decision.
+    CutDurable,
 }
 
 impl LogConfig {
@@ -346,6 +355,39 @@ impl Log {
     /// The committed VLSN that the marks stated when the log was opened.
     pub fn known_committed(&self) -> Option<Vlsn> {
         self.core.committed_at_open
+    }
+
+    /// The entries that are known to be damaged, and not healed yet.
+    pub fn damaged(&self) -> Vec<VlsnRange> {
+        self.core.damaged()
+    }
+
+    /// Damaged places that were found since the log was opened; rises by one with each.
+    pub fn damages_found(&self) -> &crate::watermark::Watermark {
+        &self.core.damages.found
+    }
+
+    /// Damaged segments that were healed since the log was opened.
+    pub fn damages_healed(&self) -> u64 {
+        self.core.damages.healed.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Looks through the first damaged segment that is sealed: what of it is good, and what has to be fetched.
+    pub fn wounded(&self) -> Option<Wounded> {
+        self.core.wounded()
+    }
+
+    /// What was cut off behind damage when the log was opened with [`DoubtfulTail::CutDurable`], and is good.
+    ///
+    /// # Errors
+    /// [`IoFailure`].
+    pub fn saved(&self) -> Result<Saved, IoFailure> {
+        Saved::read(&*self.core.disk, &self.core.config.dir)
+    }
+
+    /// Reads the next part of a sealed segment from its file and verifies it.
+    pub fn scrub(&self, at: ScrubPlace) -> Scrubbed {
+        self.core.scrub(at)
     }
 
     /// Whether a failed sync ended this log's part.

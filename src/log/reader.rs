@@ -106,6 +106,9 @@ impl MappedScanner {
 
     /// Makes `self.reading` stand before the entry after `after`, which is written.
     fn seek(&mut self, after: Option<Vlsn>) -> Result<(), ScanError> {
+        if self.reading.as_ref().is_some_and(|reading| reading.segment.is_replaced()) {
+            self.reading = None;
+        }
         if let Some(reading) = &mut self.reading {
             if reading.next.after == after && reading.next.offset < reading.map.published() {
                 reading.start = reading.next;
@@ -124,6 +127,24 @@ impl MappedScanner {
         let present_to = if segment.is_sealed() { 0 } else { u64::MAX };
         self.reading = Some(Reading { segment, map, start, next: start, present_to });
         Ok(())
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.reading.as_ref().is_some_and(|reading| reading.segment.is_replaced())
+    }
+
+    fn find(
+        &mut self,
+        after: Option<Vlsn>,
+        max_entries: u32,
+        max_bytes: usize,
+        pieces: &mut Pieces,
+    ) -> Result<Option<Found>, ScanError> {
+        self.seek(after)?;
+        match &mut self.reading {
+            Some(reading) => reading.walk(max_entries, max_bytes, pieces),
+            None => Ok(None),
+        }
     }
 }
 
@@ -270,23 +291,25 @@ impl LogScanner for MappedScanner {
             return Ok(None);
         }
         let first = Vlsn::after(after);
+        let max_entries = self.core.undamaged(first, max_entries)?;
         let mut pieces = Pieces::default();
-        self.seek(after)?;
-        let found = match &mut self.reading {
-            Some(reading) => reading.walk(max_entries, max_bytes, &mut pieces)?,
-            None => None,
+        let found = match self.find(after, max_entries, max_bytes, &mut pieces) {
+            // Another file took the segment's place meanwhile.
+            Err(ScanError::Damaged { .. }) if self.is_replaced() => {
+                pieces = Pieces::default();
+                self.find(after, max_entries, max_bytes, &mut pieces)
+            }
+            other => other,
         };
+        let found = found.map_err(|error| self.core.noted(first, error))?;
         let found = match found {
             Some(found) => found,
             None => {
                 // Nothing but local entries was left in that segment: the entry is in the next.
                 self.reading = None;
                 pieces = Pieces::default();
-                self.seek(after)?;
-                let again = match &mut self.reading {
-                    Some(reading) => reading.walk(max_entries, max_bytes, &mut pieces)?,
-                    None => None,
-                };
+                let again = self.find(after, max_entries, max_bytes, &mut pieces);
+                let again = again.map_err(|error| self.core.noted(first, error))?;
                 again.ok_or_else(|| self.core.pruned())?
             }
         };
@@ -333,12 +356,16 @@ impl Core {
                 kind: std::io::ErrorKind::StorageFull,
             });
         }
+        self.undamaged(vlsn, 1)?;
         let segment = self.catalog.lock().holding(vlsn);
         let segment = segment.ok_or_else(|| self.pruned())?;
-        let map = segment.map(&*self.disk, self.config.group)?;
-        let place = segment.place(&map, vlsn)?;
-        let bytes = map.bytes(place.offset..map.published());
-        let entry = EntryRef::verify(bytes).map_err(|damage| segment.damaged(place.offset, vlsn, damage))?;
-        take(&entry).ok_or_else(|| segment.damaged(place.offset, vlsn, EntryDamage::Misplaced))
+        let found = segment.map(&*self.disk, self.config.group).and_then(|map| {
+            let place = segment.place(&map, vlsn)?;
+            let bytes = map.bytes(place.offset..map.published());
+            let entry =
+                EntryRef::verify(bytes).map_err(|damage| segment.damaged(place.offset, vlsn, damage))?;
+            take(&entry).ok_or_else(|| segment.damaged(place.offset, vlsn, EntryDamage::Misplaced))
+        });
+        found.map_err(|error| self.noted(vlsn, error))
     }
 }

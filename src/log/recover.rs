@@ -16,7 +16,8 @@ use crate::ids::{Position, TermSpan, Vlsn, VlsnRange};
 use crate::log::catalog::Catalog;
 use crate::log::error::{Failed, FileDamage, IoFailure, OpenError};
 use crate::log::format::{
-    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, first_in_name, saved_name, segment_name, sidecar_name,
+    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, damaged_name, first_in_name, saved_name, segment_name,
+    sidecar_name,
 };
 use crate::log::index::{Sidecar, read_whole};
 use crate::log::mmap::{AppendMap, Appender};
@@ -80,6 +81,8 @@ pub(super) struct Recovered {
     pub appender: Appender,
     pub end: End,
     pub committed: Option<Vlsn>,
+    /// Sealed segments whose files are gone or cut short.
+    pub lost: Vec<Vlsn>,
     pub opened: Opened,
 }
 
@@ -105,7 +108,12 @@ struct Piece {
 
 enum Content {
     Sealed(Sidecar),
-    Walked { file: Arc<dyn DiskFile>, walk: Walk },
+    /// Sealed, and its file is gone or shorter than it was: what its index says, or its neighbours.
+    Lost(Sidecar),
+    Walked {
+        file: Arc<dyn DiskFile>,
+        walk: Walk,
+    },
 }
 
 /// Where the log ends for want of good entries.
@@ -140,7 +148,13 @@ fn tidy(place: Place<'_>) -> Result<Vec<String>, OpenError> {
         place.disk.remove(&dir.join(&name)).failed("remove", &dir.join(&name))?;
     }
     let orphan = |name: &String| {
-        first_in_name(name, ".idx").is_some_and(|first| !names.contains(&segment_name(first)))
+        first_in_name(name, ".idx").is_some_and(|first| {
+            // Pruning and cutting remove a segment before its index, at the log's ends. Between others it was lost.
+            let lost = keeps_lost(place)
+                && names.iter().filter_map(|name| first_in_name(name, ".seg")).any(|other| other < first)
+                && names.iter().filter_map(|name| first_in_name(name, ".seg")).any(|other| other > first);
+            !names.contains(&segment_name(first)) && !lost
+        })
     };
     let orphans: Vec<String> = names.iter().filter(|name| orphan(name)).cloned().collect();
     for name in &orphans {
@@ -150,16 +164,46 @@ fn tidy(place: Place<'_>) -> Result<Vec<String>, OpenError> {
     Ok(names)
 }
 
+/// Whether what is lost of sealed segments is known as damaged, and not refused.
+fn keeps_lost(place: Place<'_>) -> bool {
+    matches!(place.config.doubtful, DoubtfulTail::RefuseHoles | DoubtfulTail::CutDurable)
+}
+
 fn read_pieces(place: Place<'_>, names: &[String]) -> Result<Vec<Piece>, OpenError> {
     let mut pieces: Vec<Piece> = Vec::new();
-    for first in names.iter().filter_map(|name| first_in_name(name, ".seg")) {
+    let mut firsts: Vec<Vlsn> =
+        names.iter().filter_map(|name| first_in_name(name, ".seg").or(first_in_name(name, ".idx"))).collect();
+    firsts.sort_unstable();
+    firsts.dedup();
+    for first in firsts {
         let piece = match read_sidecar(place, first)? {
             Some(sidecar) => sealed_piece(place, first, sidecar)?,
-            None => walked_piece(place, first, pieces.is_empty())?,
+            None if names.contains(&segment_name(first)) => walked_piece(place, first, pieces.is_empty())?,
+            None => continue,
         };
+        if let Some(lost) = pieces.last().and_then(|before| between(place, before, &piece)) {
+            pieces.push(lost);
+        }
         pieces.push(piece);
     }
     Ok(pieces)
+}
+
+/// The segment that is missing between two, index and all, if both tell where it began and ended. All of its entries are
+/// of one term, or it would not be known which terms began in it.
+fn between(place: Place<'_>, before: &Piece, behind: &Piece) -> Option<Piece> {
+    let (base, last) = (before.last?, behind.base?);
+    let first = base.vlsn.next();
+    let closed = before.is_sealed() && behind.first > first && last.vlsn.next() == behind.first;
+    if !keeps_lost(place) || !closed || base.term != last.term {
+        return None;
+    }
+    let spans = vec![TermSpan { term: base.term, first }];
+    let (points, stated) = (Vec::new(), Stated::default());
+    let end = SEGMENT_HEADER_LEN as u64;
+    let sidecar = Sidecar { first, base: Some(base), end, last, points, spans, stated };
+    let path = place.config.dir.join(segment_name(first));
+    Some(Piece { first, path, base: Some(base), last: Some(last), content: Content::Lost(sidecar) })
 }
 
 fn read_sidecar(place: Place<'_>, first: Vlsn) -> Result<Option<Sidecar>, OpenError> {
@@ -179,8 +223,15 @@ fn read_sidecar(place: Place<'_>, first: Vlsn) -> Result<Option<Sidecar>, OpenEr
 
 fn sealed_piece(place: Place<'_>, first: Vlsn, sidecar: Sidecar) -> Result<Piece, OpenError> {
     let path = place.config.dir.join(segment_name(first));
-    let len = place.disk.open(&path).and_then(|file| file.len()).failed("measure", &path)?;
+    let len = match place.disk.open(&path).and_then(|file| file.len()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && keeps_lost(place) => 0,
+        other => other.failed("measure", &path)?,
+    };
     if len < sidecar.end {
+        if keeps_lost(place) {
+            let (base, last) = (sidecar.base, Some(sidecar.last));
+            return Ok(Piece { first, path, base, last, content: Content::Lost(sidecar) });
+        }
         return Err(OpenError::File { path, damage: FileDamage::Truncated { len, needed: sidecar.end } });
     }
     Ok(Piece { first, path, base: sidecar.base, last: Some(sidecar.last), content: Content::Sealed(sidecar) })
@@ -209,32 +260,40 @@ fn walked_piece(place: Place<'_>, first: Vlsn, oldest: bool) -> Result<Piece, Op
 impl Piece {
     fn marks(&self) -> &[SyncMark] {
         match &self.content {
-            Content::Sealed(_) => &[],
+            Content::Sealed(_) | Content::Lost(_) => &[],
             Content::Walked { walk, .. } => &walk.marks,
         }
     }
 
     fn flaw(&self) -> Option<Flaw> {
         match &self.content {
-            Content::Sealed(_) => None,
+            Content::Sealed(_) | Content::Lost(_) => None,
             Content::Walked { walk, .. } => walk.flaw,
         }
     }
 
     fn is_sealed(&self) -> bool {
-        matches!(self.content, Content::Sealed(_))
+        matches!(self.content, Content::Sealed(_) | Content::Lost(_))
     }
 
     fn has_content(&self) -> bool {
         match &self.content {
-            Content::Sealed(_) => true,
+            Content::Sealed(_) | Content::Lost(_) => true,
             Content::Walked { walk, .. } => walk.has_content(),
+        }
+    }
+
+    /// The highest entry in it.
+    fn highest(&self) -> Option<Vlsn> {
+        match &self.content {
+            Content::Sealed(sidecar) | Content::Lost(sidecar) => Some(sidecar.last.vlsn),
+            Content::Walked { walk, .. } => walk.highest.max(walk.last.map(|last| last.vlsn)),
         }
     }
 
     fn end(&self) -> u64 {
         match &self.content {
-            Content::Sealed(sidecar) => sidecar.end,
+            Content::Sealed(sidecar) | Content::Lost(sidecar) => sidecar.end,
             Content::Walked { walk, .. } => walk.end,
         }
     }
@@ -294,12 +353,15 @@ fn cut_at(
     let later = &pieces[found.piece + 1..];
     let durable = marks.iter().filter_map(|mark| mark.durable).max();
     let committed = marks.iter().filter_map(|mark| mark.committed).max();
-    let cuts_anything = active(Bug::TruncateAtFirstBadEntry);
+    let cuts_anything =
+        active(Bug::TruncateAtFirstBadEntry) || place.config.doubtful == DoubtfulTail::CutDurable;
     let covered = marks.iter().any(|mark| mark.covers(piece.first, flaw.offset))
         || later.iter().any(Piece::is_sealed)
         || committed.is_some_and(|committed| flaw.expected <= committed);
     if covered && !cuts_anything {
-        let to = durable.max(committed);
+        // Whatever is behind it was here, and may have been acknowledged.
+        let behind = pieces[found.piece..].iter().filter_map(Piece::highest).max();
+        let to = durable.max(committed).max(behind);
         return Err(OpenError::Damaged {
             path,
             offset: flaw.offset,
@@ -315,7 +377,7 @@ fn cut_at(
         (false, _) => TailVerdict::Doubtful,
     };
     let refuses = match (place.config.doubtful, verdict) {
-        (DoubtfulTail::Cut, _) | (_, TailVerdict::Torn) => false,
+        (DoubtfulTail::Cut | DoubtfulTail::CutDurable, _) | (_, TailVerdict::Torn) => false,
         (DoubtfulTail::Refuse, verdict) => verdict == TailVerdict::Doubtful,
         (DoubtfulTail::RefuseHoles, _) => true,
     };
@@ -341,26 +403,40 @@ fn save(
     let mut names = names.to_vec();
     let mut saved = Vec::new();
     for (at, piece) in pieces.iter().enumerate().skip(found.piece) {
-        let (file, walk) = match &piece.content {
-            Content::Walked { file, walk } => (file, walk),
-            // Only a planted bug cuts what is sealed, and it does not care for what it loses.
-            Content::Sealed(_) => continue,
+        let (file, end, before) = match &piece.content {
+            Content::Walked { file, walk } => (Arc::clone(file), walk.nonzero_end, walk.last),
+            Content::Sealed(sidecar) => {
+                let file = place.disk.open(&piece.path).failed("open", &piece.path)?;
+                (file, sidecar.end, piece.base)
+            }
+            Content::Lost(_) => match place.disk.open(&piece.path) {
+                Ok(file) => {
+                    let len = file.len().failed("measure", &piece.path)?;
+                    (file, len, piece.base)
+                }
+                Err(_) => continue,
+            },
         };
         let from = if at == found.piece { found.flaw.offset } else { 0 };
         let from = from.max(SEGMENT_HEADER_LEN as u64);
-        if walk.nonzero_end <= from {
+        if end <= from {
             continue;
         }
         let (first, base) = if at == found.piece && found.flaw.offset > 0 {
-            (found.flaw.expected, walk.last)
+            (found.flaw.expected, before)
         } else {
             (piece.first, piece.base)
         };
-        let last = walk.highest.max(walk.last.map(|last| last.vlsn)).unwrap_or(first).max(first);
-        let name = saved_name(first, last, free_number(&names, first, last));
+        let last = piece.highest().unwrap_or(first).max(first);
+        let name = if place.config.doubtful == DoubtfulTail::CutDurable {
+            let free = |number: &u32| !names.contains(&damaged_name(first, last, *number));
+            damaged_name(first, last, (0..=u32::MAX).find(free).unwrap_or(u32::MAX))
+        } else {
+            saved_name(first, last, free_number(&names, first, last))
+        };
         let path = place.config.dir.join(&name);
         names.push(name);
-        let source = Source { file: Arc::clone(file), path: piece.path.clone(), from, to: walk.nonzero_end };
+        let source = Source { file, path: piece.path.clone(), from, to: end };
         let head = (place.config.group, first, base);
         write_segment(place.disk, place.clock, &path, 0, head, &[source])?;
         saved.push(path);
@@ -374,7 +450,10 @@ fn save(
 /// Removes a segment and its sidecar, and makes that durable before anything else is removed.
 pub(super) fn remove_segment(place: Place<'_>, first: Vlsn) -> Result<(), IoFailure> {
     let path = place.config.dir.join(segment_name(first));
-    place.disk.remove(&path).failed("remove", &path)?;
+    match place.disk.remove(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        other => other.failed("remove", &path)?,
+    }
     remove_sidecar(place, first)?;
     sync_dir(place)
 }
@@ -458,12 +537,17 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
     let mut stated = Stated::default();
     let mut tail = None;
     let mut last_walked = None;
+    let mut lost = Vec::new();
     let count = pieces.len();
     for (at, piece) in pieces.into_iter().enumerate() {
         tail = piece.last;
         let Piece { first, path, base, last, content } = piece;
         match content {
-            Content::Sealed(sidecar) => {
+            content @ (Content::Sealed(_) | Content::Lost(_)) => {
+                if let Content::Lost(_) = content {
+                    lost.push(first);
+                }
+                let (Content::Sealed(sidecar) | Content::Lost(sidecar)) = content else { continue };
                 merge_terms(&mut terms, &sidecar.spans);
                 stated.extend(&sidecar.stated);
                 let segment = Segment::sealed(first, base, path, sidecar.end, sidecar.points);
@@ -510,7 +594,7 @@ fn assemble(place: Place<'_>, pieces: Vec<Piece>, marks: &[SyncMark]) -> Result<
     );
     let opened = Opened { last: tail, segments: catalog.len(), cut: None };
     let end = End { tail, segment: first, offset, capacity, terms, stated, marked };
-    Ok(Recovered { catalog, active, appender, end, committed: None, opened })
+    Ok(Recovered { catalog, active, appender, end, committed: None, lost, opened })
 }
 
 fn merge_terms(terms: &mut Vec<TermSpan>, spans: &[TermSpan]) {

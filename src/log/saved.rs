@@ -1,15 +1,18 @@
 //! Files with entries that were cut off: whole segments in form, so that whatever reads a segment reads them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::disk::{Disk, DiskFile};
+use crate::entry::{EntryRef, HEADER_TXN_LEN, Header};
 use crate::ids::{GroupId, Position, Vlsn};
 use crate::log::error::{Failed, IoFailure};
-use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader, saved_name};
+use crate::log::format::{DAMAGED, SEGMENT_HEADER_LEN, SegmentHeader, saved_name};
 use crate::log::index::create_anew;
+use crate::log::walk::Window;
 
 const CHUNK: u64 = 1024 * 1024;
 
@@ -62,4 +65,104 @@ pub(super) fn write_segment(
     }
     file.sync().failed("sync", &temporary)?;
     disk.rename(&temporary, path).failed("rename", &temporary)
+}
+
+/// What was cut off behind damage, and is good by itself: the entries, and what the entries and marks among them say of
+/// those before them.
+#[derive(Default)]
+pub struct Saved {
+    entries: BTreeMap<Vlsn, Vec<Kept>>,
+    /// CRCs of entries that came right before a sync mark.
+    marked: BTreeSet<u32>,
+}
+
+/// Where an entry is kept.
+struct Kept {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    len: usize,
+    prev: u32,
+}
+
+impl Saved {
+    /// Looks through the files that recovery made when it cut off what was durable.
+    pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Saved, IoFailure> {
+        let mut saved = Saved::default();
+        for name in disk.list(dir).failed("list", dir)?.iter().filter(|name| name.starts_with(DAMAGED)) {
+            if name.ends_with(".new") {
+                continue;
+            }
+            let path = dir.join(name);
+            let file = disk.open(&path).failed("open", &path)?;
+            saved.take(file).failed("read", &path)?;
+        }
+        Ok(saved)
+    }
+
+    fn take(&mut self, file: Arc<dyn DiskFile>) -> io::Result<()> {
+        let mut window = Window::new(Arc::clone(&file))?;
+        let mut offset = SEGMENT_HEADER_LEN as u64;
+        while offset < window.len {
+            let Ok(header) = Header::parse(window.bytes(offset, HEADER_TXN_LEN)?) else {
+                offset += 1;
+                continue;
+            };
+            let len = header.entry_len();
+            if EntryRef::verify(window.bytes(offset, len)?).is_ok() {
+                match header.vlsn {
+                    Some(vlsn) => {
+                        let kept = Kept { file: Arc::clone(&file), offset, len, prev: header.prev };
+                        self.entries.entry(vlsn).or_default().push(kept);
+                    }
+                    None => {
+                        self.marked.insert(header.prev);
+                    }
+                }
+            }
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    /// The entry that follows, if it is here.
+    pub fn after(&self, last: Option<Position>) -> Option<Vec<u8>> {
+        let next = Vlsn::after(last.map(|last| last.vlsn));
+        let crc = last.map_or(0, |last| last.crc);
+        let kept = self.entries.get(&next)?.iter().find(|kept| kept.prev == crc)?;
+        let mut bytes = vec![0; kept.len];
+        let read = kept.file.read_at(&mut bytes, kept.offset).ok()?;
+        (read == kept.len).then_some(bytes)
+    }
+
+    /// Whether the entry at this place was the one that was here: what stood behind it tells. `None`: nothing does.
+    pub fn vouches(&self, at: Position) -> Option<bool> {
+        if self.marked.contains(&at.crc) {
+            return Some(true);
+        }
+        let next = self.entries.get(&at.vlsn.next())?;
+        Some(next.iter().any(|kept| kept.prev == at.crc))
+    }
+}
+
+/// Gives files of damage that was healed the names of what is kept for people only.
+///
+/// # Errors
+/// [`IoFailure`].
+pub fn retire_saved(disk: &dyn Disk, dir: &Path) -> Result<(), IoFailure> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.failed("list", dir)?,
+    };
+    for name in &names {
+        let Some(rest) = name.strip_prefix(DAMAGED) else { continue };
+        let to = (0..=u32::MAX)
+            .map(|number| match number {
+                0 => format!("rolledback-{rest}"),
+                number => format!("rolledback-{number}-{rest}"),
+            })
+            .find(|to| !names.contains(to));
+        let Some(to) = to else { continue };
+        disk.rename(&dir.join(name), &dir.join(to)).failed("rename", &dir.join(name))?;
+    }
+    disk.sync_dir(dir).failed("sync", dir)
 }

@@ -23,6 +23,8 @@ pub(super) struct Segment {
     /// Bytes whose CRCs this process made or verified; only entries beyond are verified when read.
     pub verified: AtomicU64,
     sealed: AtomicBool,
+    /// Another file took its place.
+    replaced: AtomicBool,
     content: Mutex<Content>,
 }
 
@@ -58,7 +60,15 @@ impl Segment {
         let content = Content { points, map: Mapped::Held(map) };
         // Whatever is in it was verified by recovery or is written by this process.
         let verified = AtomicU64::new(u64::MAX);
-        Segment { first, base, path, verified, sealed: AtomicBool::new(false), content: Mutex::new(content) }
+        Segment {
+            first,
+            base,
+            path,
+            verified,
+            sealed: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            content: Mutex::new(content),
+        }
     }
 
     /// A sealed segment, known from its sidecar.
@@ -72,11 +82,21 @@ impl Segment {
         let content = Content { points, map: Mapped::Lazy { map: Weak::new(), end } };
         let verified = AtomicU64::new(SEGMENT_HEADER_LEN as u64);
         let sealed = AtomicBool::new(true);
-        Segment { first, base, path, verified, sealed, content: Mutex::new(content) }
+        let replaced = AtomicBool::new(false);
+        Segment { first, base, path, verified, sealed, replaced, content: Mutex::new(content) }
     }
 
     pub(super) fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
+    }
+
+    /// Whoever reads it looks for the one that took its place.
+    pub(super) fn replace(&self) {
+        self.replaced.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
     }
 
     /// From now on the file is mapped only while it is read.
@@ -173,7 +193,14 @@ fn open_sealed(
     first: Vlsn,
     end: u64,
 ) -> Result<Arc<AppendMap>, ScanError> {
-    let io = |error: std::io::Error| ScanError::Io { path: path.to_path_buf(), kind: error.kind() };
+    let io = |error: std::io::Error| match error.kind() {
+        // The file is gone, or shorter than it was.
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof => {
+            let damage = EntryDamage::Short { needed: end as usize, present: 0 };
+            ScanError::Damaged { path: path.to_path_buf(), offset: 0, from: first, damage }
+        }
+        kind => ScanError::Io { path: path.to_path_buf(), kind },
+    };
     let file = disk.open(path).map_err(io)?;
     let mut header = [0; SEGMENT_HEADER_LEN];
     let read = file.read_at(&mut header, 0).map_err(io)?;

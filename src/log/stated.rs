@@ -29,6 +29,15 @@ impl Stated {
         self.slots.extend(&later.slots);
     }
 
+    /// Takes over what a segment in the midst of the log holds, as far as it was not known.
+    pub(super) fn insert(&mut self, found: &Stated) {
+        self.extend(found);
+        for list in [&mut self.memberships, &mut self.slots] {
+            list.sort_unstable();
+            list.dedup();
+        }
+    }
+
     /// What stands in a range.
     pub(super) fn within(&self, range: std::ops::RangeInclusive<Vlsn>) -> Stated {
         let inside = |list: &[Vlsn]| list.iter().copied().filter(|at| range.contains(at)).collect();

@@ -18,7 +18,9 @@ use crate::node::group::{Retired, Shared, Ties};
 use crate::node::group_config::NodeConfig;
 use crate::node::install::load_base;
 use crate::node::reception::{Dispatch, Receptions};
+use crate::node::repair::Repair;
 use crate::node::retention::Retention;
+use crate::node::scrub::Scrub;
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Parts};
 use crate::replica::receive::Receive;
@@ -94,6 +96,7 @@ impl Node {
             joining: Mutex::default(),
             doubt: Mutex::default(),
             archive: config.archive.clone().map(Archiving::new),
+            mending: Arc::default(),
             whom: Mutex::default(),
             events: Mutex::default(),
             service: Default::default(),
@@ -130,6 +133,11 @@ impl Node {
         let _first = shared.following.set(Arc::clone(&following));
         let receive = core.spawn("receive", Receive::new(following), Vec::new());
         let _first = shared.receive.set(receive);
+        if own.role != Role::Arbiter {
+            let repair = core.spawn("repair", Repair::new(&shared), Vec::new());
+            let _first = shared.mending.repair.set(repair);
+            core.spawn("scrub", Scrub::new(&shared), Vec::new());
+        }
         let listeners = Arc::new(Listeners::default());
         let house = House { node: Arc::downgrade(&shared), listeners: Arc::clone(&listeners) };
         let worker = ElectionWorker::new(Arc::clone(&election), house, own.address.clone());

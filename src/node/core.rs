@@ -275,12 +275,30 @@ impl Core {
             return Err(NodeError::Founded { path });
         }
         let (log, opened) = match open_log(&config, &host, DoubtfulTail::RefuseHoles) {
+            Err(NodeError::Log(OpenError::Damaged { from, to, .. })) => {
+                let state = StateFile::open(&*host.disk, &path)?;
+                let to = to.map_or(from, |to| to.max(from));
+                let before = state.state().standing;
+                if !matches!(before, Standing::Damaged { .. }) {
+                    crate::log::retire_saved(&*host.disk, &config.dir.join("log"))
+                        .map_err(OpenError::from)?;
+                }
+                state.update(|mut state| {
+                    state.standing = before.damaged(from, to);
+                    state
+                })?;
+                log::error!("{}: VLSN {from} to {to} are damaged, and have to come from others", config.node);
+                open_log(&config, &host, DoubtfulTail::CutDurable)?
+            }
             Err(NodeError::Log(OpenError::Doubtful { from, .. })) => {
                 let state = StateFile::open(&*host.disk, &path)?;
                 state.update(|mut state| {
                     state.standing = match state.standing {
                         Standing::Newcomer => Standing::Newcomer,
                         Standing::Doubtful { from: before } => Standing::Doubtful { from: before.min(from) },
+                        Standing::Damaged { from: before, to } => {
+                            Standing::Damaged { from: before.min(from), to }
+                        }
                         Standing::Full { .. } => Standing::Doubtful { from },
                     };
                     state
@@ -307,7 +325,14 @@ impl Core {
         let applied = engine.applied().map_err(NodeError::Engine)?;
         let last = log.last().map(|last| last.vlsn);
         if let Some(applied) = applied.filter(|applied| Some(*applied) > last) {
-            return Err(NodeError::EngineAhead { applied, last });
+            let Standing::Damaged { from, to } = state.state().standing else {
+                return Err(NodeError::EngineAhead { applied, last });
+            };
+            // What the engine has was here, and is to come back.
+            state.update(|mut state| {
+                state.standing = Standing::Damaged { from, to: to.max(applied) };
+                state
+            })?;
         }
         if let Some(base) = log.base().filter(|base| Some(base.vlsn) > applied) {
             return Err(NodeError::EngineBehind { applied, oldest: base.vlsn.next() });

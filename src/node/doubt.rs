@@ -7,9 +7,10 @@ use std::sync::Arc;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::election::ask::{Asking, Next, OnAnswer, Question};
-use crate::entry::verify_run;
-use crate::ids::{NodeId, Position, Term, Vlsn};
-use crate::members::{Members, Standing};
+use crate::entry::{Header, verify_run};
+use crate::ids::{LogEnd, NodeId, Position, Term, Vlsn};
+use crate::log::Saved;
+use crate::members::{Member, Members, Standing};
 use crate::node::group::Shared;
 use crate::replica::ReplicaState;
 use crate::wire::message::{EntryRequest, Message, Survey, SurveyReply};
@@ -24,6 +25,48 @@ pub(super) enum Resolution {
     Settled,
     /// Too few have answered.
     Wait,
+    /// All have answered, and nobody has what was here.
+    Lost,
+}
+
+/// Decides the same where the log of `own` is damaged behind `after`, up to an entry that was durable: nothing is given up
+/// but what a majority surely lacks and is not known to be committed. Whom to fetch from is whom to believe if nothing
+/// here tells which entries they were: the furthest of those who can tell, once so many have that one of them has what
+/// was committed.
+pub(super) fn resolve_damage(
+    members: &Members,
+    own: &NodeId,
+    after: Option<Position>,
+    committed: Option<Vlsn>,
+    answers: &BTreeMap<NodeId, SurveyReply>,
+) -> Resolution {
+    let voters = members.voters().count();
+    let place = after.map(|after| after.vlsn);
+    let (mut lack, mut telling) = (0, 0);
+    let mut best: Option<&SurveyReply> = None;
+    for answer in members.iter().filter(|member| member.id != *own).filter_map(|one| answers.get(&one.id)) {
+        let ends_before = answer.last.map(|last| last.vlsn) <= place;
+        let came_here = answer.after.is_some() || after.is_none();
+        if members.is_voter(&answer.node) {
+            telling += usize::from(came_here || (ends_before && answer.standing.counts()));
+            let lacks = ends_before || (answer.after.is_some() && answer.after != after);
+            lack += usize::from(lacks && answer.standing.counts());
+        }
+        let further = |best: &SurveyReply| LogEnd::of(answer.last) > LogEnd::of(best.last);
+        if came_here && answer.after == after && !ends_before && best.is_none_or(further) {
+            best = Some(answer);
+        }
+    }
+    // Whatever was committed by a majority with this node is with one of so many others.
+    let enough = (voters - voters.min(voters / 2 + 1) + 1).min(voters.saturating_sub(1));
+    let mut others = members.iter().filter(|member| member.id != *own);
+    match best {
+        Some(best) if telling >= enough => Resolution::Fetch(best.node.clone()),
+        Some(_) => Resolution::Wait,
+        None if lack > voters / 2 && committed <= place => Resolution::Settled,
+        None if others.all(|one| answers.contains_key(&one.id)) => Resolution::Lost,
+        None => Resolution::Wait,
+    }
 }
 
 /// Decides by the answers of the other voters to the question what they have after `after`, where the log of `own` ends
@@ -53,6 +96,11 @@ pub(super) fn resolve(
     if lack > voters / 2 || answered == others().count() { Resolution::Settled } else { Resolution::Wait }
 }
 
+/// Entries of which nothing here tells that they are the ones that were here.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing tells yet that these are the entries that were damaged")]
+struct Unproven;
+
 /// The survey under way.
 #[derive(Default)]
 pub(super) struct Doubt {
@@ -61,6 +109,12 @@ pub(super) struct Doubt {
     asked: Option<Option<Position>>,
     answers: BTreeMap<NodeId, SurveyReply>,
     asking: Vec<Asking>,
+    /// Of damage: what was cut off behind it.
+    saved: Option<Arc<Saved>>,
+    /// Of damage: whom to believe without proof.
+    believed: Option<NodeId>,
+    /// Of damage: what nobody has.
+    pub lost: Option<String>,
 }
 
 impl Doubt {
@@ -74,9 +128,20 @@ impl Doubt {
 impl Shared {
     /// While the log's end is in doubt and no master settles it: asks the voters, and goes by what they say.
     pub fn resolve_doubt(self: &Arc<Shared>, now: Deadline) -> Result<Deadline, Stop> {
-        let Standing::Doubtful { .. } = self.election.state().state().standing else {
-            return Ok(Deadline::NEVER);
+        let standing = self.election.state().state().standing;
+        let damage = match standing {
+            Standing::Doubtful { .. } => None,
+            Standing::Damaged { to, .. } => Some(to),
+            Standing::Newcomer | Standing::Full { .. } => {
+                self.doubt.lock().lost = None;
+                return Ok(Deadline::NEVER);
+            }
         };
+        if let Some(to) = damage
+            && self.heal_from_saved(to)?
+        {
+            return Ok(now);
+        }
         let mut doubt = self.doubt.lock();
         if let Some(next) = doubt.next.filter(|next| now < *next) {
             return Ok(next);
@@ -92,7 +157,13 @@ impl Shared {
             doubt.answers.clear();
         }
         let round = self.core.config.peer_timeout.min(self.core.config.heartbeat * 5);
-        match resolve(&members, &self.own.id, after, &doubt.answers) {
+        let committed = self.core.log.known_committed();
+        let resolution = match damage {
+            None => resolve(&members, &self.own.id, after, &doubt.answers),
+            Some(_) => resolve_damage(&members, &self.own.id, after, committed, &doubt.answers),
+        };
+        (doubt.believed, doubt.lost) = (None, None);
+        match resolution {
             Resolution::Settled if !members.voters().any(|_| true) => {}
             Resolution::Settled => {
                 log::warn!("{}: what the log held after {after:?} was never committed", self.own.id);
@@ -104,19 +175,34 @@ impl Shared {
                 return Ok(Deadline::NEVER);
             }
             // Those who have it are asked for it below.
-            Resolution::Fetch(_) | Resolution::Wait => {}
+            Resolution::Fetch(node) => doubt.believed = Some(node),
+            Resolution::Wait => {}
+            Resolution::Lost => {
+                let from = Vlsn::after(after.map(|after| after.vlsn));
+                let to = damage.unwrap_or(from);
+                let lost = format!(
+                    "VLSN {from} of {from} to {to} was damaged here, and no member has it: bring back a member that \
+                     does, or wipe this directory and rejoin if another node leads"
+                );
+                log::error!("{}: {lost}", self.own.id);
+                doubt.lost = Some(lost);
+            }
         }
         doubt.answers.clear();
         doubt.asked = Some(after);
         doubt.asking.retain(|one| !one.has_ended());
-        for member in members.voters().filter(|member| member.id != self.own.id) {
+        let asked = |member: &&Member| member.id != self.own.id && (damage.is_some() || member.is_voter());
+        for member in members.iter().filter(asked) {
             let Some(to) = member.address.clone() else { continue };
             let message =
                 Message::Survey(Survey { group: self.core.config.group, node: self.own.id.clone(), after });
             let node = Arc::downgrade(self);
+            let (whom, mut said) = (member.id.clone(), 1);
             let on_answer: OnAnswer = Box::new(move |_term, message, channel| {
                 let Some(node) = node.upgrade() else { return Next::Done };
-                node.surveyed(after, message, channel)
+                let next = node.surveyed(after, &whom, message, channel, said);
+                said += 1;
+                next
             });
             let (term, until) = (self.election.term(), now + round);
             let question = Question { to, term, message, until, on_answer: Some(on_answer) };
@@ -127,7 +213,14 @@ impl Shared {
         Ok(now + round)
     }
 
-    fn surveyed(&self, asked: Option<Position>, message: &Message<'_>, channel: &dyn Channel) -> Next {
+    fn surveyed(
+        &self,
+        asked: Option<Position>,
+        whom: &NodeId,
+        message: &Message<'_>,
+        channel: &dyn Channel,
+        said: u64,
+    ) -> Next {
         match message {
             Message::SurveyReply(reply) => {
                 let has = reply.after == asked && reply.last.map(|l| l.vlsn) > asked.map(|a| a.vlsn);
@@ -137,16 +230,83 @@ impl Shared {
                 }
                 doubt.answers.insert(reply.node.clone(), reply.clone());
                 drop(doubt);
-                if has { self.fetch(channel, 1) } else { Next::Done }
+                if has { self.fetch(channel, said) } else { Next::Done }
             }
-            Message::Entries(entries) => match self.patch(entries.run) {
-                Ok(()) => self.fetch(channel, 2),
+            Message::Entries(entries) => match self.patch(whom, entries.run) {
+                Ok(()) => self.fetch(channel, said),
                 Err(error) => {
                     log::warn!("{}: entries from a peer do not continue the log: {error}", self.own.id);
                     Next::Done
                 }
             },
             _ => Next::Done,
+        }
+    }
+
+    /// Takes what was cut off behind damage back, as far as it continues the log. Whether there was any, or none is needed.
+    fn heal_from_saved(&self, to: Vlsn) -> Result<bool, Stop> {
+        let saved = {
+            let mut doubt = self.doubt.lock();
+            match &doubt.saved {
+                Some(saved) => Arc::clone(saved),
+                None => {
+                    let read = Arc::new(self.core.log.saved().map_err(Stop::failed)?);
+                    doubt.saved = Some(Arc::clone(&read));
+                    read
+                }
+            }
+        };
+        if self.is_fed() {
+            return Ok(false);
+        }
+        let mut run = Vec::new();
+        let mut last = self.core.log.last();
+        while run.len() < self.core.config.batch_bytes
+            && last.is_none_or(|last| last.vlsn < to)
+            && let Some(bytes) = saved.after(last)
+            && let Ok(summary) = verify_run(&bytes, last)
+        {
+            last = Some(summary.last);
+            run.extend_from_slice(&bytes);
+        }
+        if run.is_empty() {
+            return Ok(false);
+        }
+        let own = self.own.id.clone();
+        match self.patch(&own, &run) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                log::warn!("{}: what was saved can't be taken back: {error}", self.own.id);
+                Ok(false)
+            }
+        }
+    }
+
+    /// How much of a run are the entries that were here: as far as what stood behind them tells; all, if the answers of
+    /// the others say whom to believe.
+    fn believable<'a>(&self, whom: &NodeId, run: &'a [u8]) -> Result<&'a [u8], Unproven> {
+        if !matches!(self.election.state().state().standing, Standing::Damaged { .. }) || *whom == self.own.id
+        {
+            return Ok(run);
+        }
+        let (saved, believed) = {
+            let doubt = self.doubt.lock();
+            (doubt.saved.clone(), doubt.believed.clone())
+        };
+        let (mut at, mut proven) = (0, 0);
+        while let Ok(header) = Header::parse(&run[at..]) {
+            at += header.entry_len().min(run.len() - at);
+            let vouched = header.position().and_then(|position| saved.as_ref()?.vouches(position));
+            match vouched {
+                Some(true) => proven = at,
+                Some(false) => break,
+                None => {}
+            }
+        }
+        match proven {
+            0 if believed.as_ref() == Some(whom) => Ok(run),
+            0 => Err(Unproven),
+            proven => Ok(&run[..proven]),
         }
     }
 
@@ -157,6 +317,9 @@ impl Shared {
     }
 
     fn fetch(&self, channel: &dyn Channel, sequence: u64) -> Next {
+        if self.election.state().state().standing.counts() {
+            return Next::Done;
+        }
         let from = Vlsn::after(self.core.log.last().map(|last| last.vlsn));
         let to = Vlsn::new(crate::wire::message::MAX_VLSN).unwrap_or(from);
         let config = &self.core.config;
@@ -171,13 +334,14 @@ impl Shared {
     }
 
     /// Appends entries that a peer had, and moves the doubt behind them.
-    fn patch(&self, run: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    fn patch(&self, whom: &NodeId, run: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
         let Some(following) = self.following.get() else { return Ok(()) };
         following.between_frames(|| {
             let log = &self.core.log;
             if self.election.state().state().standing.counts() || self.is_fed() {
                 return Ok(());
             }
+            let run = self.believable(whom, run)?;
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
             log.flush(summary.last.vlsn, Wait::Now)?;
@@ -192,6 +356,13 @@ impl Shared {
                 if let Standing::Doubtful { .. } = state.standing {
                     state.standing = Standing::Doubtful { from };
                 }
+                if let Standing::Damaged { to, .. } = state.standing {
+                    // All that was here is back.
+                    state.standing = match from > to {
+                        true => Standing::Full { since: state.term },
+                        false => Standing::Damaged { from, to },
+                    };
+                }
                 state
             })?;
             Ok(())
@@ -202,7 +373,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::members::Member;
 
     fn id(name: &str) -> NodeId {
         NodeId::new(name).unwrap()

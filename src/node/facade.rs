@@ -503,6 +503,7 @@ impl Node {
         for asking in node.joining.lock().drain(..) {
             asking.end();
         }
+        node.mending.close();
         let mut doubt = std::mem::take(&mut *node.doubt.lock());
         doubt.close();
         node.core.close(wait);

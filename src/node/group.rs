@@ -15,7 +15,7 @@ use crate::election::{Election, EnterError, Office, Phase};
 use crate::entry::EntryKind;
 use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
-use crate::log::Truncated;
+use crate::log::{ScanError, Truncated};
 use crate::members::{Member, Members, Role, Roll, Standing};
 use crate::node::archiver::Archiving;
 use crate::node::core::Core;
@@ -25,6 +25,7 @@ use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
+use crate::node::repair::Mending;
 use crate::node::slots::SlotBook;
 use crate::node::snapshots::Givings;
 use crate::node::source::NodeSource;
@@ -68,6 +69,7 @@ pub(super) struct Shared {
     pub doubt: Mutex<Doubt>,
     /// If it has an archive.
     pub archive: Option<Archiving>,
+    pub mending: Arc<Mending>,
     pub whom: Mutex<Whom>,
     pub events: Mutex<VecDeque<Event>>,
     pub service: RwLock<Option<Arc<dyn Service>>>,
@@ -158,8 +160,12 @@ impl Shared {
     /// Puts the last member list of the log in force.
     pub fn reload_members(&self) {
         let _rolls = self.rolls.lock();
-        if let Some(vlsn) = self.core.log.memberships().last() {
-            let payload = self.core.log.payload(*vlsn).map_err(Stop::failed);
+        for vlsn in self.core.log.memberships().iter().rev() {
+            let payload = match self.core.log.payload(*vlsn) {
+                // Until it is healed, the list before it tells whom to ask.
+                Err(ScanError::Damaged { .. }) => continue,
+                other => other.map_err(Stop::failed),
+            };
             match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
                 Ok(members) => self.roll.set(Arc::new(members)),
                 Err(stop) => self.core.poison.strike(&stop),
@@ -172,7 +178,9 @@ impl Shared {
             return;
         }
         // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
-        let founded = self.election.state().state().standing == Standing::Full { since: Term::NONE }
+        let standing = self.election.state().state().standing;
+        let founded = (standing == Standing::Full { since: Term::NONE }
+            || matches!(standing, Standing::Damaged { .. }))
             && self.own.role != Role::Arbiter;
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
     }
@@ -266,6 +274,10 @@ impl Office for Ties {
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         let installing = node.following.get().is_some_and(|following| following.is_installing());
         node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent && !installing
+    }
+
+    fn whole(&self) -> bool {
+        self.0.upgrade().is_some_and(|node| node.core.log.damaged().is_empty())
     }
 
     fn members(&self) -> Arc<Members> {

@@ -149,7 +149,10 @@ impl Shared {
                 Err(WriteRefused::NotMaster { .. }) => Obeyed::Now(hint()),
                 Err(error) => refused(&error),
             },
-            Order::Scrub => refused(&"this build does not carry out that order"),
+            Order::Scrub => {
+                self.mending.scrub_now();
+                Obeyed::Now(ControlReply::Done(format!("{} begins a round of its scrubber", self.own.id)))
+            }
             Order::Promote { term } | Order::Demote { term } => {
                 let ours = self.election.term();
                 refused(&format!(
@@ -190,7 +193,7 @@ impl Shared {
             giving: self.givings.status(),
             archive: self.archive.as_ref().map(Archiving::status),
             engine: self.engine_digests.last(),
-            ..Keeping::default()
+            ..self.health_of_log()
         }
     }
 
@@ -203,7 +206,7 @@ impl Shared {
         let positions = self.positions();
         let lead = self.lead();
         let replicas = lead.as_ref().map(|lead| lead.feeders.status()).unwrap_or_default();
-        let failed = self.core.poison.reason();
+        let failed = self.core.poison.reason().or_else(|| self.doubt.lock().lost.clone());
         let health = match (&failed, &lead) {
             (Some(_), _) => Health::Error,
             (None, Some(lead)) if lead.feeders.gates().degraded() => Health::Degraded,

@@ -42,10 +42,14 @@ impl Put<'_> {
         let (kind, at) = match standing {
             Standing::Newcomer => (0, 0),
             Standing::Doubtful { from } => (1, from.get()),
+            Standing::Damaged { from, .. } => (3, from.get()),
             Standing::Full { since } => (2, u64::from(since.get())),
         };
         self.u8(kind);
         self.u64(at);
+        if let Standing::Damaged { to, .. } = standing {
+            self.u64(to.get());
+        }
     }
 
     /// An address that is too long is left out.
@@ -147,6 +151,7 @@ impl<'a> Take<'a> {
         match (kind, Vlsn::new(at), u32::try_from(at)) {
             (0, None, _) => Ok(Standing::Newcomer),
             (1, Some(from), _) if at <= MAX_VLSN => Ok(Standing::Doubtful { from }),
+            (3, Some(from), _) if at <= MAX_VLSN => Ok(Standing::Damaged { from, to: self.entry(field)? }),
             (2, _, Ok(since)) => Ok(Standing::Full { since: Term::new(since) }),
             _ => Err(self.value(field, kind)),
         }

@@ -47,6 +47,8 @@ struct File {
     disk_floor: Option<u64>,
     slot_every_ms: Option<u64>,
     retention_every_ms: Option<u64>,
+    scrub_bytes_per_second: Option<u64>,
+    scrub_every_ms: Option<u64>,
     lag_limit: Option<u64>,
     max_connections: Option<usize>,
     compression: Option<String>,
@@ -222,6 +224,8 @@ impl File {
         set(&mut base.disk_floor, self.disk_floor);
         set(&mut base.slot_every, self.slot_every_ms.map(Duration::from_millis));
         set(&mut base.retention_every, self.retention_every_ms.map(Duration::from_millis));
+        set(&mut base.scrub_bytes_per_second, self.scrub_bytes_per_second);
+        set(&mut base.scrub_every, self.scrub_every_ms.map(Duration::from_millis));
         set(&mut base.lag_limit, self.lag_limit);
         set(&mut base.max_connections, self.max_connections);
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
@@ -303,7 +307,7 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 11] = [
+const DURATIONS: [&str; 12] = [
     "lazy_flush",
     "heartbeat",
     "peer_timeout",
@@ -314,6 +318,7 @@ const DURATIONS: [&str; 11] = [
     "pin_max_age",
     "slot_every",
     "retention_every",
+    "scrub_every",
     "election_timeout",
 ];
 

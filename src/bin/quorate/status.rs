@@ -118,6 +118,7 @@ fn standing(standing: Standing) -> &'static str {
     match standing {
         Standing::Newcomer => "newcomer",
         Standing::Doubtful { .. } => "doubtful",
+        Standing::Damaged { .. } => "damaged",
         Standing::Full { .. } => "full",
     }
 }

@@ -1,0 +1,356 @@
+//! Damage in sealed segments: what is known of it, and how a segment is made anew from what is good in it and what
+//! others have.
+//!
+//! The new file is written beside the old one, synced and verified from base to end; its index is put in place first and
+//! then the file itself. An index that does not fit the old, damaged file makes its entries unreadable at worst, and they
+//! are healed again.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::disk::DiskFile;
+use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header};
+use crate::ids::{Position, Vlsn, VlsnRange};
+use crate::log::core::Core;
+use crate::log::error::{Failed, IoFailure};
+use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::log::index::{Sidecar, create_anew};
+use crate::log::scanner::ScanError;
+use crate::log::segment::Segment;
+use crate::log::walk::{Window, walk};
+use crate::watermark::Watermark;
+
+/// Bytes that are written at once.
+const CHUNK: usize = 1024 * 1024;
+
+/// The damage that is known, by the first VLSN of its segment.
+pub(super) struct Damages {
+    any: AtomicBool,
+    known: Mutex<BTreeMap<Vlsn, Known>>,
+    /// Counts what was found.
+    pub found: Watermark,
+    pub healed: AtomicU64,
+}
+
+impl Default for Damages {
+    fn default() -> Damages {
+        Damages {
+            any: AtomicBool::new(false),
+            known: Mutex::default(),
+            found: Watermark::new(0),
+            healed: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Damage in one segment.
+struct Known {
+    range: VlsnRange,
+    error: ScanError,
+}
+
+/// Why a segment was not made anew. The old file is where it was.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MendError {
+    /// Entries are missing still.
+    #[error("VLSN {0} is missing still")]
+    Missing(Vlsn),
+    /// What was put together does not continue what comes before it.
+    #[error("VLSN {0} does not continue the entry before it")]
+    Chain(Vlsn),
+    /// The segment was pruned or cut meanwhile: nothing is left to be healed.
+    #[error("the segment is gone")]
+    Gone,
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoFailure),
+}
+
+/// An entry of a damaged segment that is good.
+#[derive(Clone, Copy)]
+struct Good {
+    offset: u64,
+    len: u64,
+    position: Position,
+    prev: u32,
+}
+
+/// A damaged segment, looked through.
+pub struct Wounded {
+    core: Arc<Core>,
+    segment: Arc<Segment>,
+    file: Option<Arc<dyn DiskFile>>,
+    last: Position,
+    good: BTreeMap<Vlsn, Good>,
+}
+
+impl Core {
+    /// How many of the entries from `first` on may be read before the next that is known to be damaged.
+    #[inline]
+    pub(super) fn undamaged(&self, first: Vlsn, most: u32) -> Result<u32, ScanError> {
+        if !self.damages.any.load(Ordering::Acquire) {
+            return Ok(most);
+        }
+        let known = self.damages.known.lock();
+        let next = known.values().find(|known| known.range.last() >= first);
+        match next {
+            None => Ok(most),
+            Some(known) if known.range.first() <= first => Err(known.error.clone()),
+            Some(known) => {
+                let room = known.range.first().get() - first.get();
+                Ok(most.min(u32::try_from(room).unwrap_or(u32::MAX)))
+            }
+        }
+    }
+
+    /// Notes the damage that an error tells of, met on the way to `wanted`.
+    pub(super) fn noted(&self, wanted: Vlsn, error: ScanError) -> ScanError {
+        if let ScanError::Damaged { offset, from, .. } = &error {
+            let segment = self.catalog.lock().holding(wanted);
+            if let Some(segment) = segment.filter(|segment| !segment.is_replaced()) {
+                let whole = *offset < SEGMENT_HEADER_LEN as u64;
+                self.note_damage(&segment, if whole { None } else { Some(*from) }, error.clone());
+            }
+        }
+        error
+    }
+
+    /// Notes a segment whose file is gone or shorter than it was.
+    pub(super) fn note_lost(&self, first: Vlsn) {
+        let Some(segment) = self.catalog.lock().get(first) else { return };
+        let damage = EntryDamage::Short { needed: segment.end() as usize, present: 0 };
+        let error = segment.damaged(0, first, damage);
+        self.note_damage(&segment, None, error);
+    }
+
+    /// Notes one damaged entry, or for `None` the whole segment.
+    pub(super) fn note_damage(&self, segment: &Segment, at: Option<Vlsn>, error: ScanError) {
+        let end = self.catalog.lock().end_of(segment.first).map(|last| last.vlsn);
+        let end = end.or_else(|| self.stage.lock().tail.map(|tail| tail.vlsn));
+        let range = match at {
+            Some(at) => VlsnRange::new(at, at),
+            None => end.and_then(|end| VlsnRange::new(segment.first, end)),
+        };
+        let Some(range) = range else { return };
+        // What was verified before is read again with its CRCs.
+        if segment.is_sealed() {
+            segment.verified.store(SEGMENT_HEADER_LEN as u64, Ordering::Release);
+        }
+        let mut known = self.damages.known.lock();
+        let news = match known.get_mut(&segment.first) {
+            Some(known) => {
+                let first = known.range.first().min(range.first());
+                let last = known.range.last().max(range.last());
+                let both = VlsnRange::new(first, last).unwrap_or(range);
+                let news = both != known.range;
+                known.range = both;
+                news
+            }
+            None => {
+                log::error!("{error}");
+                known.insert(segment.first, Known { range, error });
+                true
+            }
+        };
+        self.damages.any.store(true, Ordering::Release);
+        drop(known);
+        if news {
+            self.damages.found.advance(self.damages.found.get() + 1);
+        }
+    }
+
+    pub(super) fn damaged(&self) -> Vec<VlsnRange> {
+        if !self.damages.any.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        // What was pruned or cut is damaged no more.
+        let tail = self.stage.lock().tail.map(|tail| tail.vlsn);
+        let oldest = self.catalog.lock().oldest().map(|segment| segment.first);
+        let mut known = self.damages.known.lock();
+        known.retain(|first, known| Some(*first) >= oldest && Some(known.range.first()) <= tail);
+        self.damages.any.store(!known.is_empty(), Ordering::Release);
+        known.values().map(|known| known.range).collect()
+    }
+
+    fn healed(&self, first: Vlsn) {
+        let mut known = self.damages.known.lock();
+        known.remove(&first);
+        self.damages.any.store(!known.is_empty(), Ordering::Release);
+        self.damages.healed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn wounded(self: &Arc<Core>) -> Option<Wounded> {
+        let firsts: Vec<Vlsn> = self.damages.known.lock().keys().copied().collect();
+        for first in firsts {
+            let (segment, last) = {
+                let catalog = self.catalog.lock();
+                (catalog.get(first), catalog.end_of(first))
+            };
+            let (Some(segment), Some(last)) = (segment, last) else { continue };
+            if !segment.is_sealed() {
+                continue;
+            }
+            let file = self.disk.open(&segment.path).ok();
+            let mut wounded = Wounded { core: Arc::clone(self), segment, file, last, good: BTreeMap::new() };
+            wounded.look_through();
+            return Some(wounded);
+        }
+        None
+    }
+}
+
+impl Wounded {
+    /// Notes every entry that is good by itself, also behind damage.
+    fn look_through(&mut self) {
+        let Some(file) = self.file.clone() else { return };
+        let Ok(mut window) = Window::new(file) else { return };
+        let mut offset = SEGMENT_HEADER_LEN as u64;
+        while offset < window.len {
+            let Ok(head) = window.bytes(offset, HEADER_TXN_LEN) else { break };
+            let Ok(header) = Header::parse(head) else {
+                offset += 1;
+                continue;
+            };
+            let len = header.entry_len();
+            let Ok(bytes) = window.bytes(offset, len) else { break };
+            let good = EntryRef::verify(bytes).is_ok();
+            if let Some(position) = header.position().filter(|_| good)
+                && position.vlsn >= self.segment.first
+                && position.vlsn <= self.last.vlsn
+            {
+                let good = Good { offset, len: len as u64, position, prev: header.prev };
+                self.good.entry(position.vlsn).or_insert(good);
+            }
+            // The length is part of what the header's check covers: what lies inside is its payload.
+            offset += len as u64;
+        }
+    }
+
+    /// The segment's first entry.
+    pub fn first(&self) -> Vlsn {
+        self.segment.first
+    }
+
+    /// Trusts nothing that is in the old file any more.
+    pub fn distrust(&mut self) {
+        self.good.clear();
+    }
+
+    /// The entries that have to come from others, each stretch with the CRC of the entry before it and the CRC of its last
+    /// entry, which the entry behind it tells.
+    pub fn missing(&self) -> Vec<(VlsnRange, u32, u32)> {
+        let mut missing = Vec::new();
+        let mut next = self.segment.first;
+        let mut before = self.segment.base.map_or(0, |base| base.crc);
+        for (vlsn, good) in &self.good {
+            if let Some(gap) = vlsn.previous().and_then(|last| VlsnRange::new(next, last)) {
+                missing.push((gap, before, good.prev));
+            }
+            next = vlsn.next();
+            before = good.position.crc;
+        }
+        if let Some(gap) = VlsnRange::new(next, self.last.vlsn) {
+            missing.push((gap, before, self.last.crc));
+        }
+        missing
+    }
+
+    /// Makes the segment anew, with these entries where its own are not good, and puts it in the place of the old one.
+    ///
+    /// # Errors
+    /// [`MendError`].
+    pub fn mend(&self, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<(), MendError> {
+        let (core, segment) = (&self.core, &self.segment);
+        let mut temporary = segment.path.as_os_str().to_owned();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let written = self.write(&temporary, fetched);
+        let swapped = written.and_then(|sidecar| self.put_in_place(&temporary, sidecar));
+        if swapped.is_err() {
+            // It may not even be there; opening removes it too.
+            let _left = core.disk.remove(&temporary);
+        }
+        swapped
+    }
+
+    fn write(&self, temporary: &PathBuf, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<Sidecar, MendError> {
+        let (core, segment) = (&self.core, &self.segment);
+        let content: u64 = self.good.values().map(|good| good.len).sum::<u64>()
+            + fetched.values().map(|bytes| bytes.len() as u64).sum::<u64>();
+        let file = create_anew(&*core.disk, temporary, SEGMENT_HEADER_LEN as u64 + content)?;
+        let head = SegmentHeader {
+            group: core.config.group,
+            first: segment.first,
+            base: segment.base,
+            created: core.clock.wall_micros(),
+        };
+        let mut buffer = head.encode();
+        let mut at = 0;
+        let mut next = segment.first;
+        while next <= self.last.vlsn {
+            match (self.good.get(&next), &self.file, fetched.get(&next)) {
+                (Some(good), Some(old), _) => {
+                    let start = buffer.len();
+                    buffer.resize(start + good.len as usize, 0);
+                    old.read_at(&mut buffer[start..], good.offset).failed("read", &segment.path)?;
+                }
+                (_, _, Some(bytes)) => buffer.extend_from_slice(bytes),
+                _ => return Err(MendError::Missing(next)),
+            }
+            if buffer.len() >= CHUNK {
+                file.write_at(&[IoSlice::new(&buffer)], at).failed("write", temporary)?;
+                at += buffer.len() as u64;
+                buffer.clear();
+            }
+            next = next.next();
+        }
+        file.write_at(&[IoSlice::new(&buffer)], at).failed("write", temporary)?;
+        file.sync().failed("sync", temporary)?;
+        let mut window = Window::new(file).failed("read", temporary)?;
+        let walk = walk(&mut window, segment.first, segment.base).failed("read", temporary)?;
+        if walk.flaw.is_some() || walk.last != Some(self.last) {
+            return Err(MendError::Chain(walk.flaw.map_or(self.last.vlsn, |flaw| flaw.expected)));
+        }
+        Ok(Sidecar {
+            first: segment.first,
+            base: segment.base,
+            end: walk.end,
+            last: self.last,
+            points: walk.points,
+            spans: walk.spans,
+            stated: walk.stated,
+        })
+    }
+
+    fn put_in_place(&self, temporary: &PathBuf, sidecar: Sidecar) -> Result<(), MendError> {
+        let (core, segment) = (&self.core, &self.segment);
+        // Nothing is pruned or cut meanwhile.
+        let _stays = core.leaving.lock();
+        let present = core.catalog.lock().get(segment.first);
+        if !present.is_some_and(|present| Arc::ptr_eq(&present, segment)) {
+            return Err(MendError::Gone);
+        }
+        let dir = &core.config.dir;
+        sidecar.store(&*core.disk, dir, core.config.group)?;
+        core.disk.sync_dir(dir).failed("sync", dir)?;
+        core.disk.rename(temporary, &segment.path).failed("rename", temporary)?;
+        core.disk.sync_dir(dir).failed("sync", dir)?;
+        let path = segment.path.clone();
+        let fresh = Segment::sealed(segment.first, segment.base, path, sidecar.end, sidecar.points);
+        {
+            let mut stage = core.stage.lock();
+            // A segment that was lost together with its index had none.
+            stage.stated.insert(&sidecar.stated);
+        }
+        core.catalog.lock().insert(Arc::new(fresh));
+        segment.replace();
+        core.healed(segment.first);
+        log::warn!("{} was damaged, and is whole again", segment.path.display());
+        Ok(())
+    }
+}

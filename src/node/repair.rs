@@ -1,0 +1,337 @@
+//! Healing sealed segments: what is damaged in them is asked of every member that has data, master or not.
+//!
+//! Any good copy of an entry is kept; which copies belong here is found from the end backwards: the entry behind a gap
+//! tells the CRC of the gap's last entry, and each entry that of the one before it.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+
+use crate::channel::Channel;
+use crate::clock::{Deadline, Wait};
+use crate::election::ask::{Asking, Next, OnAnswer, Question};
+use crate::entry::EntryRef;
+use crate::ids::{Term, Vlsn, VlsnRange};
+use crate::log::{MendError, Wounded};
+use crate::node::group::Shared;
+use crate::runtime::Running;
+use crate::watermark::Watermark;
+use crate::wire::message::{EntryRequest, Message, Survey};
+use crate::wire::recovery::{Keeping, ScrubStatus};
+use crate::worker::{Step, Stop, Worker};
+
+/// Good copies of entries, by VLSN and CRC.
+type Pool = BTreeMap<(Vlsn, u32), Copied>;
+
+/// A copy of an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Copied {
+    prev: u32,
+    bytes: Vec<u8>,
+}
+
+/// What the workers that heal and scrub share with their node.
+pub(super) struct Mending {
+    /// Counts orders to scrub; closed when the node is.
+    pub orders: Watermark,
+    pub scrub: Mutex<ScrubStatus>,
+    /// The worker "repair", to be woken when something came.
+    pub repair: OnceLock<Arc<dyn Running>>,
+    pool: Mutex<Pool>,
+}
+
+impl Default for Mending {
+    fn default() -> Mending {
+        Mending {
+            orders: Watermark::new(0),
+            scrub: Mutex::default(),
+            repair: OnceLock::new(),
+            pool: Mutex::default(),
+        }
+    }
+}
+
+impl Mending {
+    pub fn scrub_now(&self) {
+        self.orders.advance(self.orders.get() + 1);
+    }
+
+    /// The node closes.
+    pub fn close(&self) {
+        self.orders.close();
+        self.poke();
+    }
+
+    fn poke(&self) {
+        if let Some(repair) = self.repair.get() {
+            repair.poke();
+        }
+    }
+
+    /// Keeps the good entries of a run. Where to go on behind it.
+    fn take(&self, run: &[u8], wanted: VlsnRange) -> Option<Vlsn> {
+        let mut rest = run;
+        let mut last = None;
+        let mut pool = self.pool.lock();
+        while let Ok(entry) = EntryRef::verify(rest) {
+            if let Some(at) = entry.header().position()
+                && wanted.first() <= at.vlsn
+                && at.vlsn <= wanted.last()
+            {
+                let copy = Copied { prev: entry.header().prev, bytes: entry.bytes().to_vec() };
+                pool.insert((at.vlsn, at.crc), copy);
+                last = Some(at.vlsn);
+            }
+            rest = &rest[entry.bytes().len()..];
+        }
+        last.map(Vlsn::next)
+    }
+}
+
+/// The copies that belong into a gap between an entry with the CRC `before` and one that follows the CRC `last`; nothing
+/// unless all are there.
+fn chain(pool: &Pool, gap: VlsnRange, before: u32, last: u32) -> Option<Vec<(Vlsn, Vec<u8>)>> {
+    let (mut vlsn, mut crc) = (gap.last(), last);
+    let mut found = Vec::new();
+    loop {
+        let copy = pool.get(&(vlsn, crc))?;
+        found.push((vlsn, copy.bytes.clone()));
+        crc = copy.prev;
+        match vlsn.previous().filter(|previous| *previous >= gap.first()) {
+            Some(previous) => vlsn = previous,
+            None => break,
+        }
+    }
+    (crc == before).then_some(found)
+}
+
+/// The worker "repair".
+pub(super) struct Repair {
+    node: Weak<Shared>,
+    wounded: Option<Wounded>,
+    asking: Vec<Asking>,
+    /// When to ask again.
+    next: Option<Deadline>,
+}
+
+impl Repair {
+    pub fn new(node: &Arc<Shared>) -> Repair {
+        Repair { node: Arc::downgrade(node), wounded: None, asking: Vec::new(), next: None }
+    }
+
+    /// Asks every other member for what is missing.
+    fn ask(&mut self, node: &Arc<Shared>, missing: &[VlsnRange], until: Deadline) {
+        let members = node.roll.members();
+        let own = node.own.address.as_ref();
+        let mut whom: Vec<_> = members
+            .iter()
+            .filter(|member| member.id != node.own.id && member.role != crate::members::Role::Arbiter)
+            .filter_map(|member| member.address.clone())
+            .collect();
+        for seed in node.seeds.iter().filter(|seed| Some(*seed) != own) {
+            if !whom.contains(seed) {
+                whom.push(seed.clone());
+            }
+        }
+        self.asking.retain(|one| !one.has_ended());
+        for (turn, to) in whom.into_iter().enumerate() {
+            let group = node.core.config.group;
+            let message = Message::Survey(Survey { group, node: node.own.id.clone(), after: None });
+            let talk = Talk { node: Arc::downgrade(node), missing: missing.to_vec(), next: None, said: 0 };
+            let mut talk = talk;
+            let on_answer: OnAnswer = Box::new(move |_, message, channel| talk.heard(message, channel));
+            let term = node.election.term();
+            let question = Question { to, term, message, until, on_answer: Some(on_answer) };
+            self.asking.push(Asking::start(&node.core.host.runtime, format!("heal-{turn}"), question));
+        }
+    }
+
+    fn finish(&mut self, node: &Shared) {
+        self.wounded = None;
+        self.next = None;
+        node.mending.pool.lock().clear();
+        // The members may have been read from an older list.
+        node.reload_members();
+        node.election.poke();
+    }
+
+    fn end(&mut self) -> Stop {
+        self.asking.drain(..).for_each(|asking| asking.end());
+        Stop::Done
+    }
+
+    fn pause(node: &Shared, wait: Wait, due: Deadline) -> Result<Step, Stop> {
+        let _more = node.core.log.damages_found().wait(u64::MAX, wait.at_most(due));
+        Ok(Step::Idle { due })
+    }
+}
+
+impl Worker for Repair {
+    fn step(&mut self, wait: Wait) -> Result<Step, Stop> {
+        let Some(node) = self.node.upgrade() else { return Err(self.end()) };
+        let (log, now) = (&node.core.log, node.core.clock.now());
+        let found = log.damages_found().get();
+        if node.mending.orders.wait(0, Wait::Now).is_err() || log.poisoned() {
+            return Err(self.end());
+        }
+        if log.damaged().is_empty() {
+            self.asking.retain(|one| !one.has_ended());
+            return match log.damages_found().wait(found + 1, wait) {
+                Ok(true) => {
+                    node.election.poke();
+                    Ok(Step::Worked)
+                }
+                Ok(false) => Ok(Step::Idle { due: Deadline::NEVER }),
+                Err(_closed) => Err(self.end()),
+            };
+        }
+        let round = node.core.config.peer_timeout.min(node.core.config.heartbeat * 5);
+        if self.wounded.is_none() {
+            // A master steps down, if it leads: somebody whole takes over.
+            node.election.poke();
+            self.wounded = log.wounded();
+        }
+        let Some(wounded) = &mut self.wounded else {
+            // It is not sealed yet.
+            return Repair::pause(&node, wait, now + round);
+        };
+        let gaps = wounded.missing();
+        let mut fetched = BTreeMap::new();
+        let mut missing = Vec::new();
+        {
+            let pool = node.mending.pool.lock();
+            for (gap, before, last) in gaps {
+                match chain(&pool, gap, before, last) {
+                    Some(entries) => fetched.extend(entries),
+                    None => missing.push(gap),
+                }
+            }
+        }
+        if missing.is_empty() {
+            match wounded.mend(&fetched) {
+                Ok(()) | Err(MendError::Gone) => self.finish(&node),
+                Err(MendError::Chain(at) | MendError::Missing(at)) => {
+                    log::warn!(
+                        "{}: VLSN {at} is not what belongs there: the whole segment is fetched",
+                        node.own.id
+                    );
+                    wounded.distrust();
+                }
+                Err(MendError::Io(error)) => {
+                    log::warn!("{}: a damaged segment can't be healed yet: {error}", node.own.id);
+                    self.wounded = None;
+                    return Repair::pause(&node, wait, now + round);
+                }
+            }
+            return Ok(Step::Worked);
+        }
+        let due = self.next.filter(|due| now < *due);
+        let Some(due) = due else {
+            self.next = Some(now + round);
+            self.ask(&node, &missing, now + round);
+            return Ok(Step::Worked);
+        };
+        Repair::pause(&node, wait, due)
+    }
+}
+
+/// A conversation with one member about what is missing.
+struct Talk {
+    node: Weak<Shared>,
+    missing: Vec<VlsnRange>,
+    /// The entry that was asked for last.
+    next: Option<Vlsn>,
+    said: u64,
+}
+
+impl Talk {
+    fn heard(&mut self, message: &Message<'_>, channel: &dyn Channel) -> Next {
+        let Some(node) = self.node.upgrade() else { return Next::Done };
+        let next = match (message, self.next) {
+            (Message::SurveyReply(_), None) => self.missing.first().map(|gap| gap.first()),
+            (Message::Entries(entries), Some(asked)) => {
+                let gap = self.missing.iter().find(|gap| gap.last() >= asked).copied();
+                let next = gap.and_then(|gap| node.mending.take(entries.run, gap));
+                node.mending.poke();
+                Some(next.unwrap_or(asked.next()))
+            }
+            // It has not got this one, and perhaps the next.
+            (Message::Nack(_), Some(asked)) => Some(asked.next()),
+            _ => None,
+        };
+        let Some(next) = next else { return Next::Done };
+        let Some(gap) = self.missing.iter().find(|gap| gap.last() >= next) else { return Next::Done };
+        let (from, to) = (next.max(gap.first()), gap.last());
+        self.next = Some(from);
+        self.said += 1;
+        let max_bytes = u32::try_from(node.core.config.batch_bytes).unwrap_or(u32::MAX);
+        let request = Message::EntryRequest(EntryRequest { from, to, max_entries: u32::MAX, max_bytes });
+        let mut frame = Vec::new();
+        request.encode(Term::NONE, self.said, &mut frame);
+        match channel.send(&[IoSlice::new(&frame)], Wait::Now) {
+            Ok(true) => Next::Await,
+            Ok(false) | Err(_) => Next::Done,
+        }
+    }
+}
+
+impl Shared {
+    /// What this node says of the state of its log.
+    pub fn health_of_log(&self) -> Keeping {
+        let log = &self.core.log;
+        let damaged = log.damaged();
+        let whole = damaged.first().zip(damaged.last());
+        let standing = match self.election.state().state().standing {
+            crate::members::Standing::Damaged { from, to } => VlsnRange::new(from, to),
+            _ => None,
+        };
+        let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        Keeping {
+            scrub: ScrubStatus {
+                found: number(log.damages_found().get()),
+                healed: number(log.damages_healed()),
+                ..*self.mending.scrub.lock()
+            },
+            damaged: whole.and_then(|(first, last)| VlsnRange::new(first.first(), last.last())).or(standing),
+            ..Keeping::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v(number: u64) -> Vlsn {
+        Vlsn::new(number).unwrap()
+    }
+
+    fn pool(copies: &[(u64, u32, u32)]) -> Pool {
+        let copy = |prev| Copied { prev, bytes: vec![prev as u8] };
+        copies.iter().map(|(vlsn, crc, prev)| ((v(*vlsn), *crc), copy(*prev))).collect()
+    }
+
+    #[test]
+    fn a_gap_is_filled_by_what_links_both_of_its_ends_and_nothing_else() {
+        let gap = VlsnRange::new(v(5), v(6)).unwrap();
+        // Two histories; the entry behind the gap follows CRC 61.
+        let both = pool(&[(5, 51, 40), (6, 61, 51), (5, 52, 40), (6, 62, 52)]);
+        let found = chain(&both, gap, 40, 61).unwrap();
+        assert_eq!(found, [(v(6), vec![51]), (v(5), vec![40])]);
+        assert_eq!(chain(&both, gap, 41, 61), None, "it does not continue what comes before");
+        assert_eq!(chain(&both, gap, 40, 63), None, "no copy of the last");
+        assert_eq!(chain(&pool(&[(6, 61, 51)]), gap, 40, 61), None, "no copy of the first");
+    }
+
+    #[test]
+    fn copies_of_a_gap_may_come_from_several() {
+        let gap = VlsnRange::new(v(1), v(3)).unwrap();
+        let mut copies = pool(&[(1, 11, 0)]);
+        copies.extend(pool(&[(3, 31, 21)]));
+        assert_eq!(chain(&copies, gap, 0, 31), None);
+        copies.extend(pool(&[(2, 21, 11)]));
+        assert_eq!(chain(&copies, gap, 0, 31).unwrap().len(), 3);
+    }
+}
