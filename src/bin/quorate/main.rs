@@ -1,6 +1,7 @@
 //! The `quorate` command. It has no logic of its own: what it shows, the library does.
 
 mod bench;
+mod bootstrap;
 mod config_file;
 mod demo;
 mod failover;
@@ -11,6 +12,7 @@ mod kv_command;
 mod logs;
 mod node;
 mod orders;
+mod processes;
 mod replica;
 mod service;
 mod slots;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::files::{DEFAULT_LIMIT, Input};
 use crate::kv::Contents;
-use crate::{Failure, Verdict, failover};
+use crate::{Failure, Verdict, bootstrap, failover};
 
 /// What to replicate, and how.
 #[derive(clap::Args)]
@@ -42,6 +42,17 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "failover",
         value_parser = clap::value_parser!(u32).range(1..))]
     cycles: u32,
+    /// Instead: a third node gets the store of two others, whose log no longer has its beginning, over connections that
+    /// are cut
+    #[arg(long, conflicts_with_all = ["input", "transport", "replicas", "policy", "failover"])]
+    bootstrap: bool,
+    /// How large the store is
+    #[arg(long, value_name = "MIB", default_value_t = 64, requires = "bootstrap",
+        value_parser = clap::value_parser!(u32).range(16..))]
+    mib: u32,
+    /// How often the connections are cut
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "bootstrap")]
+    cuts: u32,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -127,6 +138,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     if args.failover {
         let (root, _temporary) = play::directory(args.dir.as_deref())?;
         return failover::run(&root, args.cycles as usize, args.json, out);
+    }
+    if args.bootstrap {
+        let (root, _temporary) = play::directory(args.dir.as_deref())?;
+        return bootstrap::run(&root, u64::from(args.mib) << 20, args.cuts as usize, args.json, out);
     }
     let (root, limit) = match &args.input {
         Some(path) => (path.as_path(), None),

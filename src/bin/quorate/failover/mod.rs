@@ -1,8 +1,7 @@
 //! `quorate demo --failover`: three nodes, clients that never pause, and a master that is killed again and again.
 
-mod check;
+pub mod check;
 mod load;
-mod nodes;
 
 use std::io::Write;
 use std::path::Path;
@@ -15,10 +14,10 @@ use quorate::watermark::rest;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::processes::Nodes;
 use crate::{Failure, Verdict};
 use check::{Tally, check};
 use load::{CLIENTS, Load};
-use nodes::Nodes;
 
 /// How many nodes there are.
 const NODES: usize = 3;

@@ -1,4 +1,4 @@
-//! The demo's nodes, each in a process of its own.
+//! Nodes for the demos, each in a process of its own.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -15,15 +15,13 @@ use quorate::watermark::rest;
 use quorate::wire::message::{NodeStatus, Part};
 use quorate::{Address, EntryKind, GroupId};
 
-use super::check::Logged;
 use crate::Failure;
+use crate::failover::check::Logged;
 use crate::group_args::Contact;
 use crate::kv::{self, Contents, Record};
 use crate::replica::STORE;
 use crate::status::Survey;
 
-/// The configuration of all nodes, in the directory of all.
-const FILE: &str = "group.toml";
 /// How often nodes are asked how they stand.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the group may take to be what it should be.
@@ -54,27 +52,40 @@ impl Drop for Process {
 }
 
 impl Nodes {
+    /// No nodes yet, of a new group.
+    pub fn new(root: &Path) -> Nodes {
+        let random = || u128::from(ThreadRuntime.random());
+        let group = GroupId::from_bits(random() << 64 | random());
+        Nodes { group, root: root.into(), seats: Vec::new() }
+    }
+
+    /// Starts one more node, which others reach at `address`. `config` is its file, without group and name.
+    ///
+    /// # Errors
+    /// If its process does not start.
+    pub fn add(&mut self, name: &str, address: Address, config: &str) -> Result<(), Failure> {
+        let text = format!("group = \"{}\"\nnode = \"{name}\"\n{config}", self.group);
+        fs::write(self.root.join(format!("{name}.toml")), text)?;
+        self.seats.push(Seat { name: name.into(), address, process: None });
+        self.bring_back(self.seats.len() - 1)
+    }
+
     /// Starts `count` nodes, which found a group together.
     ///
     /// # Errors
     /// If a process does not start.
     pub fn start(root: &Path, count: usize) -> Result<Nodes, Failure> {
-        let random = || u128::from(ThreadRuntime.random());
-        let group = GroupId::from_bits(random() << 64 | random());
         // The ports are free now, and the nodes take them at once.
         let listeners = (0..count).map(|_| tcp::listen("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
         let addresses: Vec<Address> = listeners.iter().map(|listener| listener.address().clone()).collect();
         drop(listeners);
-        let mut text = format!("group = \"{group}\"\nfound = true\nbackoff_max_ms = 200\n");
-        let mut nodes = Nodes { group, root: root.into(), seats: Vec::new() };
-        for (at, address) in (1..).zip(addresses) {
-            let name = format!("n{at}");
-            text += &format!("[[members]]\nnode = \"{name}\"\naddress = \"{address}\"\n");
-            nodes.seats.push(Seat { name, address, process: None });
+        let mut config = "found = true\nbackoff_max_ms = 200\n".to_owned();
+        for (at, address) in (1..).zip(&addresses) {
+            config += &format!("[[members]]\nnode = \"n{at}\"\naddress = \"{address}\"\n");
         }
-        fs::write(root.join(FILE), text)?;
-        for at in 0..count {
-            nodes.bring_back(at)?;
+        let mut nodes = Nodes::new(root);
+        for (at, address) in (1..).zip(addresses) {
+            nodes.add(&format!("n{at}"), address, &config)?;
         }
         Ok(nodes)
     }
@@ -88,8 +99,8 @@ impl Nodes {
         let output = self.root.join(format!("{}.out", seat.name));
         let output: File = OpenOptions::new().create(true).append(true).open(output)?;
         let child = Command::new(std::env::current_exe()?)
-            .args(["node", "--until-stdin-ends", "--node", &seat.name, "--config"])
-            .arg(self.root.join(FILE))
+            .args(["node", "--until-stdin-ends", "--config"])
+            .arg(self.root.join(format!("{}.toml", seat.name)))
             .stdin(Stdio::piped())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -115,21 +126,30 @@ impl Nodes {
         self.seats.iter().map(|seat| seat.address.clone()).collect()
     }
 
+    /// The number of a node's process, while it runs.
+    pub fn process(&self, at: usize) -> Option<u32> {
+        self.seats[at].process.as_ref().map(|process| process.0.id())
+    }
+
     /// A node's name.
     pub fn name(&self, at: usize) -> &str {
         &self.seats[at].name
+    }
+
+    /// Asks all nodes how they stand, once.
+    pub fn looks<T>(&self, holds: impl Fn(&Survey) -> Option<T>) -> Option<T> {
+        let wait = Wait::Until(deadline_in(PATIENCE));
+        holds(&Survey::of(&Contact { addresses: self.addresses(), group: self.group, wait }))
     }
 
     /// Waits until this holds of what all nodes say.
     ///
     /// # Errors
     /// If it does not come to hold, or a process ended by itself.
-    fn until<T>(&mut self, what: &str, holds: impl Fn(&Survey) -> Option<T>) -> Result<T, Failure> {
+    pub fn until<T>(&mut self, what: &str, holds: impl Fn(&Survey) -> Option<T>) -> Result<T, Failure> {
         let began = Stopwatch::start();
         loop {
-            let wait = Wait::Until(deadline_in(PATIENCE));
-            let contact = Contact { addresses: self.addresses(), group: self.group, wait };
-            if let Some(value) = holds(&Survey::of(&contact)) {
+            if let Some(value) = self.looks(&holds) {
                 return Ok(value);
             }
             for seat in &mut self.seats {
