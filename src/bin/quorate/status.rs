@@ -12,7 +12,7 @@ use quorate::{Address, GroupId, NodeId};
 use serde::Serialize;
 
 use crate::group_args::{Contact, GroupArgs, client};
-use crate::{Failure, Verdict};
+use crate::{Failure, Verdict, keeping};
 
 /// How long one node may take to answer.
 const ASKING: Duration = Duration::from_secs(2);
@@ -147,6 +147,8 @@ struct Row {
     lag: Option<u64>,
     /// Milliseconds since the master heard of it.
     last_seen_ms: Option<u64>,
+    /// What it says of snapshots, checks and archives.
+    keeping: Option<keeping::Report>,
 }
 
 #[derive(Default, Serialize)]
@@ -260,6 +262,7 @@ impl Survey {
             last_seen_ms: heard
                 .and_then(|one| one.last_seen)
                 .and_then(|ago| u64::try_from(ago.as_millis()).ok()),
+            keeping: own.map(|one| keeping::Report::of(&one.keeping)),
             at,
         }
     }
@@ -344,6 +347,9 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         }
         if let Some(why) = &row.failed {
             writeln!(out, "{name} has failed: {why}")?;
+        }
+        for line in row.keeping.iter().flat_map(keeping::Report::lines) {
+            writeln!(out, "{name} {line}")?;
         }
     }
     Ok(())
