@@ -7,6 +7,7 @@ mod demo;
 mod failover;
 mod files;
 mod group_args;
+mod keeping;
 mod kv;
 mod kv_command;
 mod logs;

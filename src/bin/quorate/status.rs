@@ -13,7 +13,7 @@ use quorate::{Address, GroupId, NodeId, Slot, Vlsn};
 use serde::Serialize;
 
 use crate::group_args::{Contact, GroupArgs, client};
-use crate::{Failure, Verdict};
+use crate::{Failure, Verdict, keeping};
 
 /// How long one node may take to answer.
 const ASKING: Duration = Duration::from_secs(2);
@@ -155,6 +155,8 @@ struct Row {
     /// For whom it keeps its log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pins: Vec<PinRow>,
+    /// What it says of snapshots, checks and archives.
+    keeping: Option<keeping::Report>,
 }
 
 /// Who needs what of a node's log.
@@ -291,6 +293,7 @@ impl Survey {
                 .and_then(|ago| u64::try_from(ago.as_millis()).ok()),
             oldest: own.and_then(|one| one.keeping.oldest).map(Vlsn::get),
             pins: own.map_or(&[][..], |one| &one.keeping.pins).iter().map(pin_row).collect(),
+            keeping: own.map(|one| keeping::Report::of(&one.keeping)),
             at,
         }
     }
@@ -410,6 +413,9 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         let pins: Vec<String> = row.pins.iter().map(PinRow::text).collect();
         if let (Some(oldest), false) = (row.oldest, pins.is_empty()) {
             writeln!(out, "{name} has its log from VLSN {oldest} on, for {}", pins.join(", "))?;
+        }
+        for line in row.keeping.iter().flat_map(keeping::Report::lines) {
+            writeln!(out, "{name} {line}")?;
         }
     }
     Ok(())
