@@ -216,7 +216,12 @@ fn the_status_is_a_table_or_json_and_the_exit_code_says_whether_somebody_leads()
     {
         assert!(table.contains(word), "{word}: {table}");
     }
-    assert_eq!(table.lines().count(), 5, "{table}");
+    // Beside the table, a line for each node says for whom it keeps its log.
+    assert_eq!(table.lines().count(), 8, "{table}");
+    for node in ["n1", "n2", "n3"] {
+        let line = format!("\n{node} has its log from VLSN 1 on, for ");
+        assert!(table.contains(&line) && table.contains("engine from "), "{table}");
+    }
     // A wrong group is a named error.
     let wrong = exits(1, &["status", "--at", &group.at(0), "--group", &"0".repeat(31).replacen("", "1", 1)]);
     assert!(wrong.contains(GROUP), "{wrong}");
@@ -230,6 +235,52 @@ fn the_status_is_a_table_or_json_and_the_exit_code_says_whether_somebody_leads()
         ["candidate", "waiting"].map(Into::into).contains(&row(&alone, &format!("n{}", master + 1))["part"])
     );
     assert!(exits(1, &["status", "--at", &group.at(master)]).contains("no node that answers leads"));
+}
+
+#[test]
+fn slots_are_created_moved_dropped_and_shown() {
+    let group = Group::start(&["", "slot = \"own\"\n"]);
+    let config = group.config();
+    group.until("two members that count, and the slot of one", |status| {
+        let full =
+            status["nodes"].as_array().unwrap().iter().filter(|row| row["admission"] == "full").count();
+        full == 2 && status["slots"].as_array().unwrap().iter().any(|slot| slot["name"] == "own")
+    });
+    // Another change may be on its way: then it says so, and is told again.
+    let change = |code: i32, arguments: &[&str]| {
+        let arguments = [&["slots"], arguments, &["--config", &config]].concat();
+        let began = Stopwatch::start();
+        loop {
+            let output = quorate(&arguments);
+            let said = [text(&output.stdout), text(&output.stderr)].concat();
+            if said.contains("try again in a moment") && began.elapsed() < Duration::from_secs(60) {
+                continue;
+            }
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+            return said;
+        }
+    };
+    assert!(change(0, &["create", "backup", "--from", "1"]).starts_with("committed at VLSN "));
+    let listed = exits(0, &["slots", "list", "--config", &config]);
+    assert!(listed.contains("backup from VLSN 1\n") && listed.contains("own from VLSN "), "{listed}");
+    let status = group.until("both to keep it", |status| {
+        let pins = |node| row(status, node)["pins"].as_array().cloned().unwrap_or_default();
+        ["n1", "n2"].iter().all(|node| pins(node).iter().any(|pin| pin["owner"] == "slot:backup"))
+    });
+    for node in ["n1", "n2"] {
+        let pins = row(&status, node)["pins"].as_array().unwrap();
+        let pin = pins.iter().find(|pin| pin["owner"] == "slot:backup").unwrap();
+        assert_eq!(pin["from"], 1);
+        assert!(pin["bytes"].as_u64() > Some(0) && pin["held_ms"].is_u64(), "{pin}");
+    }
+    assert!(exits(0, &["status", "--config", &config]).contains("slot backup from VLSN 1\n"));
+    assert!(change(1, &["create", "backup"]).contains("exists already"));
+    change(0, &["move", "backup", "2"]);
+    assert!(change(1, &["move", "backup", "1"]).contains("does not go back"));
+    assert!(change(2, &["move", "backup", "0"]).contains("from 1 on"));
+    change(0, &["drop", "backup"]);
+    assert!(change(1, &["drop", "backup"]).contains("there is no slot"));
+    assert!(!exits(0, &["slots", "list", "--config", &config]).contains("backup"));
 }
 
 #[test]

@@ -332,6 +332,31 @@ fn a_slot_that_keeps_too_much_is_given_up_by_an_entry_while_commits_go_on() {
 }
 
 #[test]
+fn a_replica_that_was_away_too_long_loses_its_slot_and_gets_it_back_when_it_has_caught_up() {
+    let mut grove = Grove::new("back", |node, config| {
+        config.slot = (node == "n3").then(|| "mine".into());
+        // What it needs stays all the same, or it would need a snapshot.
+        (config.pin_max_age, config.keep_bytes) = (Duration::from_millis(300), 1 << 30);
+    });
+    if grove.leader() == 2 {
+        let to = id("n1");
+        until("another to lead", || {
+            let _begun = grove.places[2].node().transfer(Some(&to), Duration::from_secs(5));
+            grove.leader() != 2
+        });
+    }
+    let slot = |grove: &Grove| grove.master().and_then(|master| master.node().slots().find("mine").cloned());
+    until("the slot to be there", || slot(&grove).is_some());
+    grove.down(2);
+    grove.write_segments(3);
+    until("it to be given up", || slot(&grove).is_some_and(|slot| slot.invalid == Some(Invalid::Age)));
+    let given_up = slot(&grove).unwrap();
+    grove.open(2);
+    until("it to be there again", || slot(&grove).is_some_and(|slot| slot.invalid.is_none()));
+    assert!(slot(&grove).unwrap().from > given_up.from);
+}
+
+#[test]
 fn a_slot_that_stands_still_for_too_long_is_given_up() {
     let grove = Grove::new("age", |_, config| config.pin_max_age = Duration::from_millis(100));
     let slot = grove.create_slot("lost", None);

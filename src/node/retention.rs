@@ -7,6 +7,7 @@ use crate::ids::Vlsn;
 use crate::log::{Extent, PinInfo, PruneError, Pruned};
 use crate::node::Event;
 use crate::node::group::Shared;
+use crate::node::lead::WriteRefused;
 use crate::node::slots::{SLOT, SlotRefused};
 use crate::retention::{Decision, Inputs, Limits, decide};
 use crate::slots::Invalid;
@@ -150,7 +151,7 @@ impl Shared {
         }
         match self.invalidate_slots(&slots) {
             Ok(_) => {}
-            Err(SlotRefused::Write(error)) => {
+            Err(SlotRefused::Write(error @ WriteRefused::Append(_))) => {
                 log::warn!("{}: slots are given up that could not be written down: {error}", self.own.id);
                 // A log that takes nothing more is what giving them up is to prevent.
                 let held = |pin: &&PinInfo| pin.owner.strip_prefix(SLOT).is_some() && !pin.void;

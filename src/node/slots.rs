@@ -275,7 +275,17 @@ impl Shared {
             return owners;
         }
         let slots = book.in_force();
-        let followed = slots.followed(&owners, self.oldest(), self.core.clock.wall_micros());
+        // A slot is made, also in the place of one that was given up, when its owner lacks little: or it would be given up
+        // again at once, and made again.
+        let (config, log) = (&self.core.config, &self.core.log);
+        let little = config.segment_bytes.min(config.pin_max_bytes / 2);
+        let has_one = |name: &str| slots.find(name).is_some_and(|slot| slot.invalid.is_none());
+        let served = owners
+            .iter()
+            .filter(|(name, to)| has_one(name) || log.bytes_after(to.previous()) <= little)
+            .cloned()
+            .collect::<Vec<_>>();
+        let followed = slots.followed(&served, self.oldest(), self.core.clock.wall_micros());
         let valid = |slots: &Slots| slots.iter().filter(|slot| slot.invalid.is_none()).count();
         // The list itself is an entry that they get and acknowledge: to have got only that is no news.
         let news = |name: &str, from: Vlsn| {

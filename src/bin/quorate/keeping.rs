@@ -2,7 +2,6 @@
 
 use indicatif::HumanBytes;
 use quorate::Vlsn;
-use quorate::ids::number;
 use quorate::wire::message::{EngineState, Keeping, TransferStatus};
 use serde::Serialize;
 
