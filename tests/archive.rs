@@ -16,7 +16,9 @@ use quorate::archive::object::{ObjectDamage, ReadError, write_log};
 use quorate::archive::restore::{Progress, RestoreError};
 use quorate::archive::target::PlanError;
 use quorate::archive::verify::{Finding, verify};
-use quorate::archive::{Archive, DirArchive, RestoreOptions, Restored, Until, base, is_object_name, restore};
+use quorate::archive::{
+    Archive, DirArchive, RestoreOptions, Restored, Start, Until, base, is_object_name, restore,
+};
 use quorate::clock::{Clock, Deadline, SystemClock};
 use quorate::disk::{Disk, DiskFile, RealDisk};
 use quorate::entry::EntryRef;
@@ -565,6 +567,9 @@ fn retention_keeps_what_a_restore_from_the_kept_bases_needs() {
     let stage = Stage::with_bases();
     stage.base(28);
     let before = stage.objects().len();
+    // With fewer bases than are to be kept, the log's beginning is kept with them.
+    retain(&stage.archive, 4).unwrap();
+    assert_eq!(stage.objects().len(), before);
     retain(&stage.archive, 3).unwrap();
     // The first object lies wholly before the oldest base.
     assert_eq!(stage.objects().len(), before - 1);
