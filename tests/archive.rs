@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::nodes::id;
+use common::nodes::{id, until};
 use common::{GROUP, payload, t, v};
 use parking_lot::Mutex;
+use quorate::archive::bases::retain;
 use quorate::archive::object::{ObjectDamage, ReadError, write_log};
 use quorate::archive::restore::{Progress, RestoreError};
 use quorate::archive::target::PlanError;
 use quorate::archive::verify::{Finding, verify};
-use quorate::archive::{Archive, DirArchive, RestoreOptions, Restored, Until, is_object_name, restore};
-use quorate::clock::{Clock, Deadline, SystemClock, Wait};
+use quorate::archive::{
+    Archive, DirArchive, RestoreOptions, Restored, Start, Until, base, is_object_name, restore,
+};
+use quorate::clock::{Clock, Deadline, SystemClock};
 use quorate::disk::{Disk, DiskFile, RealDisk};
 use quorate::entry::EntryRef;
 use quorate::log::{LogConfig, LogScanner};
@@ -24,8 +27,8 @@ use quorate::runtime::ThreadRuntime;
 use quorate::sim::{FaultDisk, Rng};
 use quorate::state::StateFile;
 use quorate::{
-    Config, Engine, EngineError, Entries, EntryKind, GroupId, Host, Log, Members, NewEntry, Node, NodeConfig,
-    NodeError, Position, Term, Vlsn,
+    Config, Engine, EngineError, EngineSnapshot, Entries, EntryKind, GroupId, Host, Item, Items, Log,
+    Members, NewEntry, Node, NodeConfig, NodeError, Position, Vlsn,
 };
 
 /// A clock whose wall time the test sets.
@@ -380,23 +383,237 @@ fn names_of_objects_lead_nowhere_else_and_links_are_not_followed() {
     assert!(stage.restore("r", Until::End).is_err());
 }
 
-/// Writes down what it applies; keeps nothing.
+/// Writes down what it installs and applies.
 #[derive(Default)]
-struct Recorder(Arc<Mutex<Vec<(u64, EntryKind, Vec<u8>)>>>);
+struct Recorder {
+    book: Arc<Mutex<Vec<(u64, EntryKind, Vec<u8>)>>>,
+    installed: Arc<Mutex<Vec<u8>>>,
+    applied: Option<Vlsn>,
+}
 
 impl Engine for Recorder {
     fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
-        Ok(None)
+        Ok(self.applied)
     }
 
     fn apply(&mut self, entries: Entries<'_>) -> Result<(), EngineError> {
         let of = |e: EntryRef<'_>| (e.header().vlsn.unwrap().get(), e.kind(), e.payload().to_vec());
-        self.0.lock().extend(entries.iter().map(of));
+        self.book.lock().extend(entries.iter().map(of));
+        self.applied = Some(entries.range().last());
         Ok(())
     }
 
     fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
         Ok(None)
+    }
+
+    fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+        let mut bytes = Vec::new();
+        for at in 0..items.list().len() {
+            items.open(at)?.read_to_end(&mut bytes)?;
+        }
+        *self.installed.lock() = bytes;
+        self.applied = Some(items.at());
+        Ok(())
+    }
+}
+
+/// An engine's state: two items.
+struct Fixed {
+    at: Vlsn,
+    items: Vec<Vec<u8>>,
+    next: usize,
+    offset: usize,
+}
+
+impl Fixed {
+    fn at(at: u64) -> Fixed {
+        Fixed {
+            at: v(at),
+            items: vec![format!("state at {at}").into_bytes(), vec![at as u8; 5000]],
+            next: 0,
+            offset: 0,
+        }
+    }
+}
+
+impl EngineSnapshot for Fixed {
+    fn at(&self) -> Vlsn {
+        self.at
+    }
+
+    fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+        (self.next, self.offset) = (self.next + 1, 0);
+        Ok(self.items.get(self.next - 1).map(|_| Item { name: format!("item-{}", self.next), len: None }))
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
+        let part = &self.items[self.next - 1][self.offset..];
+        let len = part.len().min(into.len());
+        into[..len].copy_from_slice(&part[..len]);
+        self.offset += len;
+        Ok(len)
+    }
+}
+
+impl Stage {
+    /// Archives a base at this entry, as the master of its term would.
+    fn base(&self, at: u64) {
+        let position = self.log.position_at(v(at)).unwrap();
+        let own = |name| quorate::Member::electable(id(name));
+        let base = quorate::base::Base {
+            group: GROUP,
+            at: position,
+            members: Members::new(vec![own("a"), own("b")]).unwrap(),
+            slots: Default::default(),
+            history: Vec::new(),
+        };
+        let time = at * 1_000_000;
+        base::write(&self.archive, &mut Fixed::at(at), base, position.term, time).unwrap();
+    }
+
+    /// As [`Stage::filled`], with bases at 12 and 25.
+    fn with_bases() -> Stage {
+        let stage = Stage::filled();
+        stage.base(12);
+        stage.base(25);
+        stage
+    }
+}
+
+#[test]
+fn a_restore_begins_with_the_latest_base_before_its_target() {
+    let stage = Stage::with_bases();
+    assert_eq!(stage.findings(), Vec::<String>::new());
+    let all = entries(&stage.log);
+    for (target, base) in
+        [(11, None), (12, Some(12)), (13, Some(12)), (24, Some(12)), (25, Some(25)), (30, Some(25))]
+    {
+        let (name, base) = (format!("r{target}"), base.map(v));
+        let restored = stage.restore(&name, Until::Vlsn(v(target))).unwrap();
+        assert_eq!((restored.target.vlsn, restored.base), (v(target), base));
+        let engine = Recorder::default();
+        let (book, installed) = (Arc::clone(&engine.book), Arc::clone(&engine.installed));
+        let config = NodeConfig::new(node_config(&stage.to(&name), restored.group));
+        let node = Node::open(config, Box::new(engine), Host::machine()).unwrap();
+        until("the restored node to lead", || node.leads().is_some());
+        until("the entries to be applied", || {
+            book.lock().last().is_some_and(|last| last.0 > restored.last.get())
+        });
+        if let Some(base) = base {
+            assert!(installed.lock().starts_with(format!("state at {base}").as_bytes()));
+        }
+        let from = base.map_or(0, Vlsn::get);
+        let applied: Vec<_> = book.lock().iter().map(|(vlsn, _, bytes)| (*vlsn, bytes.clone())).collect();
+        let expected: Vec<_> =
+            all[from as usize..target as usize].iter().map(|e| (e.0, e.4.clone())).collect();
+        assert_eq!(applied[..expected.len()], expected);
+        let members: Vec<_> = node.members().iter().map(|member| member.id.clone()).collect();
+        assert_eq!((members, node.status().keeping.slots.len()), (vec![id("r")], 0));
+        assert!(node.term() > restored.term && restored.term > t(5));
+    }
+}
+
+#[test]
+fn damage_in_a_base_is_found_and_named() {
+    let stage = Stage::with_bases();
+    let bases: Vec<_> = stage
+        .objects()
+        .into_iter()
+        .filter(|name| name.starts_with("base/") && name.contains("25-"))
+        .collect();
+    assert_eq!(bases.len(), 3);
+    for (number, name) in bases.iter().enumerate() {
+        let path = stage.root().join(name);
+        let sound = std::fs::read(&path).unwrap();
+        for at in (0..sound.len()).step_by(7) {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            let dir = stage.to(&format!("r{number}-{at}"));
+            let refused =
+                restore_from(&stage.archive, &(Arc::new(RealDisk) as Arc<dyn Disk>), &dir, Until::End);
+            let why = refused.expect_err(name).to_string();
+            assert!(why.contains(name), "{at}: {why}");
+            assert!(opens(&dir).is_err());
+            // The base before it is still good.
+            if at == 0 {
+                assert_eq!(
+                    stage.restore(&format!("before-{number}"), Until::Vlsn(v(24))).unwrap().base,
+                    Some(v(12))
+                );
+                assert!(stage.findings().iter().any(|finding| finding.contains(name)));
+            }
+        }
+        std::fs::remove_file(&path).unwrap();
+        let without = stage.restore(&format!("without-{number}"), Until::End);
+        match without {
+            // Without its manifest it is no base, and the one before is used.
+            Ok(restored) => assert!(name.ends_with("manifest") && restored.base == Some(v(12))),
+            Err(error) => assert!(error.to_string().contains(name), "{error}"),
+        }
+        std::fs::write(&path, &sound).unwrap();
+    }
+}
+
+#[test]
+fn a_power_loss_at_any_step_of_a_restore_with_a_base_leaves_what_nobody_opens() {
+    let stage = Stage::with_bases();
+    every_step_of_a_restore(&stage.archive, Some(v(25)));
+}
+
+#[test]
+fn retention_keeps_what_a_restore_from_the_kept_bases_needs() {
+    let stage = Stage::with_bases();
+    stage.base(28);
+    let before = stage.objects().len();
+    // With fewer bases than are to be kept, the log's beginning is kept with them.
+    retain(&stage.archive, 4).unwrap();
+    assert_eq!(stage.objects().len(), before);
+    retain(&stage.archive, 3).unwrap();
+    // The first object lies wholly before the oldest base.
+    assert_eq!(stage.objects().len(), before - 1);
+    retain(&stage.archive, 2).unwrap();
+    let catalog = quorate::archive::Catalog::read(&stage.archive).unwrap();
+    assert_eq!(catalog.whole_bases().map(|base| base.at.get()).collect::<Vec<_>>(), [25, 28]);
+    assert_eq!(catalog.logs.iter().map(|log| log.range.first().get()).collect::<Vec<_>>(), [21]);
+    assert_eq!(stage.findings(), Vec::<String>::new());
+    for (target, base) in [(25, 25), (26, 25), (28, 28), (30, 28)] {
+        let restored = stage.restore(&format!("r{target}"), Until::Vlsn(v(target))).unwrap();
+        assert_eq!((restored.target.vlsn, restored.base), (v(target), Some(v(base))));
+    }
+    let times = [(25_000_000, 25), (27_500_000, 27), (29_000_000, 29)];
+    for (time, expected) in times {
+        assert_eq!(stage.restore(&format!("t{time}"), Until::Time(time)).unwrap().target.vlsn, v(expected));
+    }
+    for target in [Until::Vlsn(v(24)), Until::Time(24_999_999), Until::Term(t(4))] {
+        let refused = stage.restore("early", target);
+        let Err(RestoreError::Plan(PlanError::TooEarly { oldest, .. })) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(oldest, v(25));
+    }
+}
+
+#[test]
+fn a_gap_that_a_base_bridges_is_told_and_only_what_lies_in_it_is_lost() {
+    let stage = Stage::filled();
+    stage.base(23);
+    std::fs::remove_file(stage.root().join("log/00000000000000000011-00000000000000000020")).unwrap();
+    let found = stage.findings();
+    assert!(
+        found.len() == 1 && found[0].contains("11..=20") && found[0].contains("base at VLSN 23"),
+        "{found:?}"
+    );
+    assert_eq!(stage.restore("a", Until::End).unwrap().base, Some(v(23)));
+    assert_eq!(stage.restore("b", Until::Vlsn(v(10))).unwrap().base, None);
+    assert_eq!(stage.restore("c", Until::Time(26_000_000)).unwrap().target.vlsn, v(26));
+    for target in [Until::Vlsn(v(15)), Until::Vlsn(v(22)), Until::Time(20_000_000), Until::Term(t(4))] {
+        let refused = stage.restore("d", target);
+        let Err(RestoreError::Plan(PlanError::Gap { missing, .. })) = refused else {
+            panic!("{target}: {refused:?}")
+        };
+        assert_eq!(missing.first(), v(11));
     }
 }
 
@@ -409,16 +626,19 @@ fn a_restored_directory_opens_as_a_group_of_its_own() {
     assert_eq!((state.group, state.node, state.term, state.vote), (restored.group, id("r"), t(6), None));
     let book = Arc::new(Mutex::new(Vec::new()));
     let config = NodeConfig::new(node_config(&dir, restored.group));
-    let node = Node::open(config, Box::new(Recorder(Arc::clone(&book))), Host::machine()).unwrap();
-    common::nodes::until("the restored node to lead", || node.leads().is_some());
+    let node = Node::open(
+        config,
+        Box::new(Recorder { book: Arc::clone(&book), ..Recorder::default() }),
+        Host::machine(),
+    )
+    .unwrap();
+    until("the restored node to lead", || node.leads().is_some());
     assert!(node.leads() > Some(t(6)));
     let written = node.write(&[NewEntry::data(b"new")], quorate::Policy::MAJORITY, common::nodes::patience());
     assert_eq!(written.unwrap(), quorate::Outcome::Committed);
     let members: Vec<_> = node.members().iter().map(|member| member.id.clone()).collect();
     assert_eq!(members, [id("r")]);
-    common::nodes::until("everything to be applied", || {
-        book.lock().last().is_some_and(|(_, _, bytes)| bytes == b"new")
-    });
+    until("everything to be applied", || book.lock().last().is_some_and(|(_, _, bytes)| bytes == b"new"));
     let applied = book.lock().clone();
     for (vlsn, kind, bytes) in &applied[..17] {
         assert_eq!((*kind, bytes), (EntryKind::DATA, &payload(*vlsn)));
@@ -626,6 +846,4 @@ fn only_what_is_committed_is_archived() {
     // At least one entry, however little is asked for.
     let header = write_log(&stage.archive, &stage.log, GROUP, Some(header.last), v(8), 1).unwrap().unwrap();
     assert_eq!((header.range.first(), header.range.last()), (v(7), v(7)));
-    let _term: Term = header.last.term;
-    let _clock = Wait::Now;
 }

@@ -161,14 +161,15 @@ impl Worker for BaseMaker {
 }
 
 /// Removes the bases beyond the newest `keep`, what unfinished ones left before them, and the log objects wholly before the
-/// oldest that is kept. The manifest goes first: a base that is half removed counts for nothing.
+/// oldest that is kept, if there are as many. The manifest goes first: a base that is half removed counts for nothing.
 ///
 /// # Errors
 /// [`ArchiveError`]; what is left is removed the next time.
 pub fn retain(archive: &dyn Archive, keep: usize) -> Result<(), ArchiveError> {
     let catalog = Catalog::read(archive)?;
     let kept: Vec<&BaseObjects> = catalog.whole_bases().rev().take(keep.max(1)).collect();
-    let Some(oldest) = kept.last().map(|base| base.at) else { return Ok(()) };
+    // While there are fewer, what lies before them is kept with them.
+    let Some(oldest) = kept.get(keep.max(1) - 1).map(|base| base.at) else { return Ok(()) };
     for base in catalog.bases.iter().filter(|base| base.at < oldest || (base.at == oldest && !base.whole)) {
         let manifest = manifest_name(base.at, base.term);
         archive.remove(&manifest)?;

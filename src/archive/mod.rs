@@ -24,7 +24,7 @@ use crate::config::ConfigError;
 pub use catalog::Catalog;
 pub use dir::DirArchive;
 pub use restore::{RestoreError, RestoreOptions, Restored, restore};
-pub use target::Until;
+pub use target::{Start, Until};
 
 /// The longest name of an object, in bytes.
 pub const MAX_OBJECT_NAME: usize = 200;

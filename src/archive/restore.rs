@@ -12,7 +12,7 @@ use crate::archive::Archive;
 use crate::archive::base::{self, Manifest};
 use crate::archive::catalog::{Foreign, Refused, Thread};
 use crate::archive::object::{LogReader, ObjectDamage, ReadError};
-use crate::archive::target::{Plan, PlanError, Until};
+use crate::archive::target::{Plan, PlanError, Start, Until};
 use crate::ballot::HIGHEST_TERM;
 use crate::base::Base;
 use crate::clock::Wait;
@@ -42,8 +42,8 @@ pub struct RestoreOptions {
     pub address: Option<Address>,
     /// How far.
     pub until: Until,
-    /// The base to begin with. `None`: the latest that will do.
-    pub base: Option<Vlsn>,
+    /// With which base to begin.
+    pub start: Start,
     /// The new group's id. `None`: a random one.
     pub group: Option<GroupId>,
     /// Bytes of a segment of the new log; what the node will be configured with.
@@ -57,7 +57,7 @@ impl RestoreOptions {
             node,
             address: None,
             until: Until::End,
-            base: None,
+            start: Start::Latest,
             group: None,
             segment_bytes: 64 << 20,
         }
@@ -173,7 +173,7 @@ pub fn restore(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     check_free(&**disk, dir)?;
-    let plan = Plan::make(archive, options.until, options.base)?;
+    let plan = Plan::make(archive, options.until, options.start)?;
     if plan.highest >= HIGHEST_TERM {
         return Err(RestoreError::AbsurdTerm(plan.highest));
     }

@@ -21,6 +21,17 @@ pub enum Until {
     Term(Term),
 }
 
+/// Where a restore begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// With the latest base that will do; without one, with the group's first entry.
+    Latest,
+    /// With the base at this entry.
+    Base(Vlsn),
+    /// With the latest base before this entry, or the group's first entry.
+    Before(Vlsn),
+}
+
 impl std::fmt::Display for Until {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -123,12 +134,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides what to read, from the names and headers of the objects. `from`: the base to use; else the latest that will
-    /// do.
+    /// Decides what to read, from the names and headers of the objects.
     ///
     /// # Errors
     /// [`PlanError`].
-    pub fn make(archive: &dyn Archive, until: Until, from: Option<Vlsn>) -> Result<Plan, PlanError> {
+    pub fn make(archive: &dyn Archive, until: Until, start: Start) -> Result<Plan, PlanError> {
         let catalog = Catalog::read(archive)?;
         let newest = catalog.whole_bases().next_back();
         let end = catalog.last_log().map(|log| log.range.last()).max(newest.map(|base| base.at));
@@ -143,10 +153,17 @@ impl Plan {
             Until::Term(term) if term > highest => return Err(late()),
             Until::Time(_) | Until::Term(_) => find(archive, &catalog, group, until)?,
         };
-        let fits = |base: &&BaseObjects| base.at <= target && from.is_none_or(|from| base.at == from);
+        let fits = |base: &&BaseObjects| {
+            base.at <= target
+                && match start {
+                    Start::Latest => true,
+                    Start::Base(at) => base.at == at,
+                    Start::Before(at) => base.at < at,
+                }
+        };
         let base = catalog.whole_bases().rfind(fits).cloned();
-        if let Some(from) = from.filter(|_| base.is_none()) {
-            return Err(PlanError::NoBase(from));
+        if let (Start::Base(at), None) = (start, &base) {
+            return Err(PlanError::NoBase(at));
         }
         let after = base.as_ref().map(|base| base.at);
         let chain =

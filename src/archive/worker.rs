@@ -20,6 +20,8 @@ use crate::worker::{Step, Stop, Worker};
 
 /// How often the archiver looks whether a whole object's worth is committed.
 const LOOK: Duration = Duration::from_millis(500);
+/// How soon it looks again whether its master's term has committed something.
+const SOON: Duration = Duration::from_millis(20);
 /// How long it waits before it tries again what failed.
 const AGAIN: Duration = Duration::from_secs(2);
 /// The longest reason that a status tells, in bytes.
@@ -87,9 +89,9 @@ enum Trouble {
     )]
     OtherHistory(Vlsn),
     #[error(
-        "it has entries up to VLSN {archived}, and only those up to {committed} are known to be committed"
+        "it has entries up to VLSN {archived}, and this group's log ends before: it is another history; give this group a new archive"
     )]
-    Ahead { archived: Vlsn, committed: u64 },
+    Ahead { archived: Vlsn },
     #[error("the node closes")]
     Closing,
 }
@@ -151,10 +153,10 @@ struct Following {
 
 /// Where the archive can be continued.
 enum End {
-    After {
-        last: Option<Position>,
-        since_base: u64,
-    },
+    /// It is in the log, and not known to be committed yet: this master's term has only begun.
+    NotYet,
+    /// After this entry.
+    After { last: Option<Position>, since_base: u64 },
     /// The log begins later: these are lost.
     Gap(VlsnRange),
     /// Nothing was archived yet, and the log does not go back to its first entry.
@@ -181,6 +183,7 @@ impl Archiver {
                 let following = Following { term, pin, last, due: None, not_before, since_base };
                 self.doing = Doing::Archiving(following);
             }
+            Ok(End::NotYet) => self.doing = Doing::Beginning { from: now + SOON },
             Ok(End::Gap(missing)) => {
                 let known = self.parts.said.gap.lock().replace(missing);
                 if known != Some(missing) {
@@ -235,8 +238,11 @@ impl Parts {
         if let Some(last) = last
             && stands_on.is_none_or(|base| base.vlsn <= last.vlsn)
         {
+            if self.log.last().is_none_or(|ours| ours.vlsn < last.vlsn) {
+                return Err(Trouble::Ahead { archived: last.vlsn });
+            }
             if last.vlsn.get() > committed {
-                return Err(Trouble::Ahead { archived: last.vlsn, committed });
+                return Ok(End::NotYet);
             }
             if self.log.position_at(last.vlsn)? != last {
                 return Err(Trouble::OtherHistory(last.vlsn));

@@ -1,5 +1,6 @@
 //! The `quorate` command. It has no logic of its own: what it shows, the library does.
 
+mod archive;
 mod bench;
 mod bootstrap;
 mod config_file;
@@ -15,6 +16,7 @@ mod node;
 mod orders;
 mod processes;
 mod replica;
+mod restore;
 mod service;
 mod slots;
 mod status;
@@ -76,6 +78,11 @@ enum Command {
     /// Look into a log
     #[command(subcommand)]
     Log(logs::Command),
+    /// Look into an archive, and try it out
+    #[command(subcommand)]
+    Archive(archive::Command),
+    /// Make a directory of a new group from an archive, as of a time, an entry or a term
+    Restore(restore::Args),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -134,6 +141,8 @@ fn run(command: Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Command::Replica(args) => replica::run(&args),
         Command::Bench(args) => bench::run(&args, out),
         Command::Log(command) => logs::run(&command, out),
+        Command::Archive(command) => archive::run(&command, out),
+        Command::Restore(args) => restore::run(&args, out),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "quorate", &mut io::stdout());
             Ok(Verdict::Good)
