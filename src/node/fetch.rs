@@ -104,18 +104,15 @@ impl Shared {
         let (weak, own) = (Arc::downgrade(self), Arc::downgrade(&fetch));
         let on_end = move |stop: &Stop| {
             let Some(node) = weak.upgrade() else { return };
-            {
-                let mut fetching = node.fetching.0.lock();
-                if fetching.as_ref().is_some_and(|fetch| Weak::ptr_eq(&Arc::downgrade(fetch), &own)) {
-                    *fetching = None;
-                }
-            }
+            // The last handle: the worker's own is gone.
+            let own = own.upgrade();
+            node.fetching.0.lock().take_if(|fetch| own.as_ref().is_some_and(|own| Arc::ptr_eq(fetch, own)));
             node.core.poison.strike(stop);
             // The master is asked anew: for entries, or for another provider.
             // Not after an install that did not end: then the staged snapshot has to stay as it is, and only opening the node
             // anew goes on.
             if let Some(following) = node.following.get().filter(|following| !following.is_installing()) {
-                let failed = own.upgrade().and_then(|fetch| fetch.failed.lock().take());
+                let failed = own.and_then(|fetch| fetch.failed.lock().take());
                 match failed {
                     Some(why) => following.part(why),
                     None => following.turn(),
