@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,9 +12,14 @@ use common::nodes::{id, patience, until};
 use common::{GROUP, v};
 use parking_lot::Mutex;
 use quorate::engine::{EngineSnapshot, Item, Items};
+use quorate::log::{Log, LogConfig, OpenError};
+use quorate::replica::FollowError;
+use quorate::wire::MessageType;
+use quorate::wire::frame::{FrameHeader, HEADER_LEN};
+use quorate::wire::message::Message;
 use quorate::{
-    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig, Outcome,
-    Policy, Token, Vlsn,
+    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig, NodeError,
+    Outcome, Policy, Replica, Token, Vlsn,
 };
 
 /// What an engine holds. It outlives the engine, as a store would.
@@ -133,6 +140,95 @@ impl EngineSnapshot for Copied {
     }
 }
 
+/// Stands before a node, and does something to the snapshots that it gives.
+struct Proxy {
+    address: Address,
+    way: Arc<Way>,
+}
+
+#[derive(Default)]
+struct Way {
+    to: Mutex<String>,
+    /// Cuts a connection that carries a snapshot after so many bytes; 0 for never.
+    cut_after: AtomicU64,
+    cuts: AtomicUsize,
+    bytes: AtomicU64,
+    /// Changes what is said in a snapshot.
+    lie: Mutex<Option<Lie>>,
+    lies: AtomicUsize,
+}
+
+type Lie = fn(Message<'static>) -> Option<Message<'static>>;
+
+impl Proxy {
+    fn new() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap().to_string());
+        let way = Arc::<Way>::default();
+        let weak = Arc::downgrade(&way);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Some(way)) = (client, weak.upgrade()) else { return };
+                std::thread::spawn(move || way.carry(client));
+            }
+        });
+        Proxy { address, way }
+    }
+}
+
+impl Way {
+    fn carry(&self, mut client: TcpStream) -> Option<()> {
+        let first = frame(&mut client)?;
+        let snapshot = FrameHeader::parse(&first, u32::MAX).ok()?.kind == MessageType::SnapshotRequest;
+        let mut server = TcpStream::connect(&*self.to.lock()).ok()?;
+        server.write_all(&first).ok()?;
+        let (mut back, mut forth) = (client.try_clone().ok()?, server.try_clone().ok()?);
+        let up = std::thread::spawn(move || {
+            let _ended = std::io::copy(&mut back, &mut forth);
+            let _gone = forth.shutdown(Shutdown::Both);
+        });
+        let mut carried = 0;
+        while let Some(bytes) = frame(&mut server) {
+            let cut = self.cut_after.load(Ordering::SeqCst);
+            carried += bytes.len() as u64;
+            if snapshot && cut > 0 && carried > cut {
+                self.cuts.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+            if snapshot {
+                self.bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+            }
+            let bytes = if snapshot { self.said(bytes) } else { bytes };
+            if client.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _gone = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
+        up.join().ok()
+    }
+
+    fn said(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let Some(lie) = *self.lie.lock() else { return bytes };
+        // Lent for the length of the test.
+        let bytes: &'static [u8] = bytes.leak();
+        let (header, message) = Message::decode(bytes).unwrap();
+        let Some(message) = lie(message) else { return bytes.to_vec() };
+        self.lies.fetch_add(1, Ordering::SeqCst);
+        let mut out = Vec::new();
+        message.encode(header.term, header.sequence, &mut out);
+        out
+    }
+}
+
+fn frame(from: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; HEADER_LEN];
+    from.read_exact(&mut bytes).ok()?;
+    let header = FrameHeader::parse(&bytes, u32::MAX).ok()?;
+    bytes.resize(header.frame_len(), 0);
+    from.read_exact(&mut bytes[HEADER_LEN..]).ok()?;
+    Some(bytes)
+}
+
 struct Place {
     config: NodeConfig,
     shelf: Arc<Shelf>,
@@ -175,11 +271,26 @@ impl Group {
 
     /// Nodes n0, n1, …, all full; with as much ballast in their engines.
     fn of(count: usize, ballast: u64, change: impl Fn(usize, &mut NodeConfig)) -> Group {
+        Group::behind(&[], count, ballast, change)
+    }
+
+    /// The same, each reached by the others through its proxy only.
+    fn behind(
+        proxies: &[Proxy],
+        count: usize,
+        ballast: u64,
+        change: impl Fn(usize, &mut NodeConfig),
+    ) -> Group {
         let mut group = Group { dir: tempfile::tempdir().unwrap(), places: Vec::new() };
         for at in 0..count {
             let mut config = group.config(&format!("n{at}"));
-            config.seeds = group.places.iter().filter_map(|place| place.config.base.listen.clone()).collect();
+            let seed = |(at, place): (usize, &Place)| match proxies.get(at) {
+                Some(proxy) => Some(proxy.address.clone()),
+                None => place.config.base.listen.clone(),
+            };
+            config.seeds = group.places.iter().enumerate().filter_map(seed).collect();
             change(at, &mut config);
+            config.advertise = proxies.get(at).map(|proxy| proxy.address.clone());
             let shelf = Arc::new(Shelf::default());
             shelf.ballast.store(ballast, Ordering::SeqCst);
             let mut place = Place { config, shelf, node: None };
@@ -190,6 +301,9 @@ impl Group {
                 place.join();
             }
             place.config.base.listen = place.node().address().cloned();
+            if let (Some(proxy), Some(Address::Tcp(to))) = (proxies.get(at), &place.config.base.listen) {
+                *proxy.way.to.lock() = to.clone();
+            }
             group.places.push(place);
         }
         until("everybody to be a full member", || {
@@ -314,5 +428,272 @@ fn a_wiped_node_and_one_far_behind_return_by_themselves_while_writes_go_on() {
         }
         let token = group.write(3);
         group.all_have(&token);
+    }
+}
+
+#[test]
+fn an_install_that_stops_midway_is_finished_at_open_and_refused_as_a_plain_store() {
+    let mut group = Group::of(3, 100_000, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    group.places[at].shelf.crash.store(true, Ordering::SeqCst);
+    group.places[at].join();
+    until("the install to stop", || group.places[at].node().poisoned().is_some());
+    assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 1);
+    group.places[at].node = None;
+    let dir = group.places[at].config.base.dir.clone();
+    let alone = Log::open(
+        Arc::new(quorate::disk::RealDisk),
+        Arc::new(quorate::clock::SystemClock),
+        LogConfig::new(dir.join("log"), GROUP),
+    );
+    assert!(matches!(alone, Err(OpenError::HalfInstalled { .. })));
+    let mut config = group.places[at].config.base.clone();
+    config.listen = None;
+    let refused = Replica::open(config, group.places[at].engine(), Host::machine()).err().unwrap();
+    assert!(matches!(refused, NodeError::Log(OpenError::HalfInstalled { .. })), "{refused}");
+    // It stops there again, and is then let through.
+    group.places[at].shelf.crash.store(true, Ordering::SeqCst);
+    let place = &group.places[at];
+    let again = Node::open(place.config.clone(), place.engine(), Host::machine());
+    assert!(matches!(again, Err(NodeError::Install(_))));
+    group.places[at].open();
+    assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 3);
+    assert!(!dir.join("log/install").exists() && !dir.join("snapshot/manifest").exists());
+    let token = group.write(5);
+    group.all_have(&token);
+    assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_snapshot_whose_connection_is_cut_again_and_again_goes_on_at_the_last_synced_chunk() {
+    const BALLAST: u64 = 40 << 20;
+    const CUT: u64 = 7 << 20;
+    let proxies: Vec<Proxy> = (0..3).map(|_| Proxy::new()).collect();
+    let mut group = Group::behind(&proxies, 3, BALLAST, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    proxies.iter().for_each(|proxy| proxy.way.cut_after.store(CUT, Ordering::SeqCst));
+    group.places[at].join();
+    let Some(Address::Tcp(to)) = group.places[at].node().address().cloned() else { panic!("it listens") };
+    *proxies[at].way.to.lock() = to;
+    let shelf = Arc::clone(&group.places[at].shelf);
+    until("the snapshot to be installed", || shelf.installs.load(Ordering::SeqCst) > 0);
+    let token = group.write(5);
+    group.all_have(&token);
+    let sum = |what: fn(&Way) -> u64| proxies.iter().map(|proxy| what(&proxy.way)).sum::<u64>();
+    let (cuts, bytes) =
+        (sum(|way| way.cuts.load(Ordering::SeqCst) as u64), sum(|way| way.bytes.load(Ordering::SeqCst)));
+    let taken: usize = group.places.iter().map(|place| place.shelf.snapshots.load(Ordering::SeqCst)).sum();
+    assert_eq!(taken, 1, "no attempt began anew");
+    assert!(cuts >= BALLAST / CUT, "{cuts} cuts");
+    // Of each connection at most what came after the last sync, every 4 MiB, was sent twice.
+    assert!(bytes < BALLAST + cuts * (4 << 20), "{bytes} bytes with {cuts} cuts");
+}
+
+/// Fetching at this rate takes a few seconds.
+fn slowly(config: &mut NodeConfig) {
+    config.base.snapshot_bytes_per_second = 8 << 20;
+}
+
+impl Group {
+    /// A group in which one node was wiped and is fetching, and how many bytes it has.
+    fn fetching(count: usize, bytes: u64) -> (Group, usize) {
+        let mut group = Group::of(count, 24 << 20, |_, config| slowly(config));
+        group.write(20);
+        let at = group.down(true);
+        group.write(300);
+        group.prune();
+        group.places[at].join();
+        until("a part of the snapshot", || {
+            group.places[at].node().status().keeping.fetching.is_some_and(|is| is.bytes >= bytes)
+        });
+        (group, at)
+    }
+
+    fn giver(&self) -> usize {
+        let gives =
+            |place: &Place| place.node.as_ref().is_some_and(|n| !n.status().keeping.giving.is_empty());
+        until("somebody to give", || self.places.iter().any(gives));
+        self.places.iter().position(gives).unwrap()
+    }
+
+    fn installed(&self, at: usize) {
+        until("the snapshot to be installed", || self.places[at].shelf.installs.load(Ordering::SeqCst) > 0);
+    }
+
+    fn taken(&self) -> usize {
+        self.places.iter().map(|place| place.shelf.snapshots.load(Ordering::SeqCst)).sum()
+    }
+}
+
+#[test]
+fn a_receiver_that_restarts_midway_goes_on_with_the_same_snapshot() {
+    let (mut group, at) = Group::fetching(3, 9 << 20);
+    group.places[at].node = None;
+    group.write(5);
+    group.places[at].open();
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+    assert_eq!(group.taken(), 1);
+}
+
+#[test]
+fn when_the_provider_dies_another_gives_a_snapshot() {
+    let (mut group, at) = Group::fetching(5, 5 << 20);
+    let giver = group.giver();
+    let master = group.master_at();
+    assert_ne!(giver, master, "the master has others to give");
+    group.places[giver].node = None;
+    group.write(5);
+    group.installed(at);
+    group.places[giver].open();
+    let token = group.write(5);
+    group.all_have(&token);
+}
+
+#[test]
+fn a_fetch_goes_on_when_the_master_changes_and_the_log_behind_it_is_pinned() {
+    let (group, at) = Group::fetching(4, 5 << 20);
+    let giver = group.giver();
+    let master = group.places[group.master_at()].node();
+    let pins: Vec<_> = master.log().pins().into_iter().map(|pin| pin.owner).collect();
+    assert!(pins.contains(&format!("snapshot:n{at}")), "{pins:?}");
+    let old = group.master_at();
+    let heir = (0..4).find(|one| ![old, at].contains(one)).unwrap();
+    let heir = group.places[heir].config.base.node.clone();
+    let handover = group.places[old].node().transfer(Some(&heir), Duration::from_secs(10)).unwrap();
+    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    group.write(50);
+    assert_eq!(group.giver(), giver, "it gives still");
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+    assert_eq!(group.taken(), 1);
+    let master = group.places[group.master_at()].node();
+    until("the pin to go", || !master.log().pins().iter().any(|pin| pin.owner.starts_with("snapshot:")));
+}
+
+#[test]
+fn what_a_lying_provider_sends_is_refused_by_name_and_never_installed() {
+    let lies: [(&str, Lie); 8] = [
+        ("goes on at", |message| match message {
+            Message::SnapshotChunk(mut chunk) => {
+                chunk.at.offset += 1;
+                Some(Message::SnapshotChunk(chunk))
+            }
+            _ => None,
+        }),
+        ("differ from what", |message| match message {
+            Message::SnapshotChunk(mut chunk) => {
+                let mut bytes = chunk.bytes.to_vec();
+                bytes[7] ^= 1;
+                chunk.bytes = bytes.leak();
+                Some(Message::SnapshotChunk(chunk))
+            }
+            _ => None,
+        }),
+        ("its digest says otherwise", |message| match message {
+            Message::SnapshotItemEnd(mut end) => {
+                end.digest ^= 1;
+                Some(Message::SnapshotItemEnd(end))
+            }
+            _ => None,
+        }),
+        ("its digest says otherwise", |message| match message {
+            Message::SnapshotEnd(mut end) => {
+                end.bytes += 1;
+                Some(Message::SnapshotEnd(end))
+            }
+            _ => None,
+        }),
+        ("goes on at", |message| match message {
+            Message::SnapshotItem(mut item) => {
+                item.item += 1;
+                Some(Message::SnapshotItem(item))
+            }
+            _ => None,
+        }),
+        ("name", |message| match message {
+            Message::SnapshotItem(mut item) => {
+                item.name = "../../state".into();
+                Some(Message::SnapshotItem(item))
+            }
+            _ => None,
+        }),
+        ("another snapshot", |message| match message {
+            Message::SnapshotBegin(mut begin) => {
+                begin.from.item = 1;
+                Some(Message::SnapshotBegin(begin))
+            }
+            _ => None,
+        }),
+        ("base", |message| match message {
+            Message::SnapshotBegin(mut begin) => {
+                begin.base[40] ^= 1;
+                Some(Message::SnapshotBegin(begin))
+            }
+            _ => None,
+        }),
+    ];
+    let proxies: Vec<Proxy> = (0..3).map(|_| Proxy::new()).collect();
+    let mut group = Group::behind(&proxies, 3, 600_000, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    let state = std::fs::metadata(group.places[group.master_at()].config.base.dir.join("state")).unwrap();
+    for (at_first, (expected, lie)) in lies.into_iter().enumerate() {
+        proxies.iter().for_each(|proxy| *proxy.way.lie.lock() = Some(lie));
+        if at_first == 0 {
+            group.places[at].join();
+            let Some(Address::Tcp(to)) = group.places[at].node().address().cloned() else { panic!() };
+            *proxies[at].way.to.lock() = to;
+        }
+        until(expected, || {
+            group.places[at].node().last_error().is_some_and(
+                |error| matches!(&error, FollowError::SnapshotFailed { why, .. } if why.contains(expected)),
+            )
+        });
+        assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 0, "{expected}");
+    }
+    let dir = &group.places[at].config.base.dir;
+    assert_eq!(std::fs::metadata(dir.join("state")).unwrap().len(), state.len());
+    proxies.iter().for_each(|proxy| *proxy.way.lie.lock() = None);
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+}
+
+#[test]
+fn a_node_that_falls_behind_again_takes_a_second_snapshot() {
+    let mut group = Group::of(3, 100_000, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    for round in 1..=2 {
+        let before = group.write(300).vlsn;
+        for node in group.up() {
+            until("all of the last round to be pruned", || {
+                group.write(1);
+                node.prune(v(u64::MAX >> 1)).unwrap();
+                node.log().oldest() > Some(before)
+            });
+        }
+        if round == 1 {
+            group.places[at].join()
+        } else {
+            group.places[at].open()
+        }
+        until("the snapshot", || group.places[at].shelf.installs.load(Ordering::SeqCst) == round);
+        let token = group.write(5);
+        group.all_have(&token);
+        if round == 1 {
+            group.places[at].node = None;
+        }
     }
 }

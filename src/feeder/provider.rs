@@ -16,6 +16,8 @@ use crate::members::Role;
 pub(super) struct Needing {
     /// Who was named last, unless that was this node.
     provider: Option<NodeId>,
+    /// By which open of its directory it asked.
+    session: u64,
     /// Who was named before, and did not lead to a snapshot.
     failed: BTreeSet<NodeId>,
     /// Until when the log is kept for it, while it is not connected.
@@ -33,15 +35,18 @@ struct Candidate {
     gives: usize,
 }
 
-/// The one to name: near the tip, giving to the fewest, and not tried before; `None`: this node itself.
+/// The one to name: near the tip, giving to the fewest, and not tried before; `None`: this node itself. The `last` comes
+/// first: it may have a part of the snapshot yet.
 fn choose<'a>(
     candidates: &'a [Candidate],
     failed: &BTreeSet<NodeId>,
+    last: Option<&NodeId>,
     tip: u64,
     near: u64,
 ) -> Option<&'a Candidate> {
     let fit = |one: &&Candidate| !failed.contains(&one.id) && one.applied.saturating_add(near) >= tip;
-    candidates.iter().filter(fit).min_by_key(|one| (one.gives, u64::MAX - one.applied, one.id.clone()))
+    let rank = |one: &&Candidate| (last != Some(&one.id), one.gives, u64::MAX - one.applied, one.id.clone());
+    candidates.iter().filter(fit).min_by_key(rank)
 }
 
 fn owner(node: &NodeId) -> String {
@@ -50,7 +55,7 @@ fn owner(node: &NodeId) -> String {
 
 impl Hub {
     /// This node needs entries from before `oldest`: keeps the log for it from there on, and says whom to ask for a
-    /// snapshot; `None`: us. Whoever asks again was not served by whom we named.
+    /// snapshot; `None`: us. Whoever asks again was not served by whom we named, unless it was opened anew meanwhile.
     pub fn needs_snapshot(&self, to: &Connection, node: &NodeId, oldest: Option<Vlsn>) -> Option<Address> {
         let members = self.roll.members();
         let tip = number(self.source.positions().applied);
@@ -64,7 +69,12 @@ impl Hub {
         }
         let mut needing = registry.needing.remove(node).unwrap_or_default();
         needing.until = None;
-        needing.failed.extend(needing.provider.take());
+        let session = registry.session(node);
+        let last = needing.provider.take();
+        if session == needing.session {
+            needing.failed.extend(last.clone());
+        }
+        needing.session = session;
         let chosen = match &self.reign {
             Reign::Follows(_) => None,
             Reign::Leads(_) => {
@@ -85,7 +95,8 @@ impl Hub {
                         })
                     })
                     .collect();
-                choose(&candidates, &needing.failed, tip, self.config.lag_limit.min(NEAR)).cloned()
+                choose(&candidates, &needing.failed, last.as_ref(), tip, self.config.lag_limit.min(NEAR))
+                    .cloned()
             }
         };
         needing.provider = chosen.as_ref().map(|chosen| chosen.id.clone());
@@ -152,15 +163,18 @@ mod tests {
             gives,
         };
         let all = [one("a", 900, 1), one("b", 990, 0), one("c", 995, 0), one("d", 100, 0)];
-        let name = |failed: &[&str], near| {
+        let named = |failed: &[&str], last: Option<&str>, near| {
             let failed = failed.iter().map(|name| id(name)).collect();
-            choose(&all, &failed, 1000, near).map(|one| one.id.as_str().to_owned())
+            choose(&all, &failed, last.map(id).as_ref(), 1000, near).map(|one| one.id.as_str().to_owned())
         };
+        let name = |failed: &[&str], near| named(failed, None, near);
+        assert_eq!(named(&[], Some("a"), 200).as_deref(), Some("a"));
+        assert_eq!(named(&["a"], Some("a"), 200).as_deref(), Some("c"));
         assert_eq!(name(&[], 200).as_deref(), Some("c"));
         assert_eq!(name(&["c"], 200).as_deref(), Some("b"));
         assert_eq!(name(&["c", "b"], 200).as_deref(), Some("a"));
         assert_eq!(name(&["c", "b", "a"], 200), None);
         assert_eq!(name(&["c", "b"], 50), None);
-        assert_eq!(choose(&[], &BTreeSet::new(), 0, 0), None);
+        assert_eq!(choose(&[], &BTreeSet::new(), None, 0, 0), None);
     }
 }

@@ -45,6 +45,11 @@ impl Registry {
         current.is_some_and(|current| current.id == connection.id)
     }
 
+    /// The open of the replica's directory that connected last.
+    pub fn session(&self, node: &NodeId) -> u64 {
+        self.replicas.get(node).map_or(0, |known| known.session)
+    }
+
     /// The connection that speaks for the replica.
     pub fn connection(&self, node: &NodeId) -> Option<&Arc<Connection>> {
         self.replicas.get(node)?.connection.as_ref()

@@ -39,6 +39,8 @@ struct Fetch {
     need: Mutex<Need>,
     status: Mutex<Option<TransferStatus>>,
     running: Mutex<Option<Arc<dyn Running>>>,
+    /// Why it ended without a snapshot.
+    failed: Mutex<Option<FollowError>>,
 }
 
 /// What the newest master said is needed.
@@ -69,6 +71,9 @@ impl Shared {
         if self.core.config.snapshots == Snapshots::Manual {
             return false;
         }
+        if self.following.get().is_none_or(|following| following.is_installing()) {
+            return false;
+        }
         let need = Need { term, least: oldest.and_then(Vlsn::previous) };
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
@@ -76,8 +81,12 @@ impl Shared {
             *fetch.need.lock() = need;
             return true;
         }
-        let fetch =
-            Arc::new(Fetch { need: Mutex::new(need), status: Mutex::default(), running: Mutex::default() });
+        let fetch = Arc::new(Fetch {
+            need: Mutex::new(need),
+            status: Mutex::default(),
+            running: Mutex::default(),
+            failed: Mutex::default(),
+        });
         *fetching = Some(Arc::clone(&fetch));
         drop(fetching);
         let clock = Arc::clone(&self.core.clock);
@@ -95,19 +104,21 @@ impl Shared {
         let (weak, own) = (Arc::downgrade(self), Arc::downgrade(&fetch));
         let on_end = move |stop: &Stop| {
             let Some(node) = weak.upgrade() else { return };
-            {
-                let mut fetching = node.fetching.0.lock();
-                if fetching.as_ref().is_some_and(|fetch| Weak::ptr_eq(&Arc::downgrade(fetch), &own)) {
-                    *fetching = None;
-                }
-            }
+            // The last handle: the worker's own is gone.
+            let own = own.upgrade();
+            node.fetching.0.lock().take_if(|fetch| own.as_ref().is_some_and(|own| Arc::ptr_eq(fetch, own)));
             node.core.poison.strike(stop);
             // The master is asked anew: for entries, or for another provider.
-            if let Some(following) = node.following.get() {
-                following.end_install();
-                following.turn();
+            // Not after an install that did not end: then the staged snapshot has to stay as it is, and only opening the node
+            // anew goes on.
+            if let Some(following) = node.following.get().filter(|following| !following.is_installing()) {
+                let failed = own.and_then(|fetch| fetch.failed.lock().take());
+                match failed {
+                    Some(why) => following.part(why),
+                    None => following.turn(),
+                }
+                node.poke_receive();
             }
-            node.poke_receive();
         };
         let runtime = &self.core.host.runtime;
         let running =
@@ -389,13 +400,11 @@ impl Fetcher {
     /// Another attempt after a pause, or the end of this fetch.
     fn retry(&mut self, node: &Shared, why: String) -> Result<Step, Stop> {
         log::warn!("the snapshot from {} did not come: {why}", self.from);
-        if let Some(following) = node.following.get() {
-            following.snapshot_failed(FollowError::SnapshotFailed { from: self.from.clone(), why });
-        }
         // Only what is synced counts.
         self.staging = None;
         self.tries += 1;
         if self.tries >= TRIES {
+            *self.fetch.failed.lock() = Some(FollowError::SnapshotFailed { from: self.from.clone(), why });
             return Err(Stop::Done);
         }
         let pause = node.core.config.backoff_min * 2u32.pow(self.tries);

@@ -85,7 +85,8 @@ pub(super) enum Begun {
 }
 
 /// Decides whether the snapshot may be installed, and makes the intent durable. From then on until it is settled, nothing is
-/// agreed with any master: what a master had appended here meanwhile would go with the log.
+/// agreed with any master: what a master had appended here meanwhile would go with the log. If it is never settled, that
+/// lasts until the node is opened anew, and the staged snapshot is left alone.
 pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Stop> {
     let Some(following) = node.following.get() else { return Err(Stop::Done) };
     if !following.begin_install() {
@@ -146,6 +147,7 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
     }
     ties.members_changed();
     ties.slots_changed();
+    following.end_install();
     log::info!("{} stands on the snapshot at VLSN {}", node.own.id, base.at.vlsn);
     Ok(())
 }

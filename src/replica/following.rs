@@ -103,6 +103,8 @@ pub(crate) struct Following {
     installing: AtomicBool,
     phase: AtomicU8,
     pub(super) last_error: Mutex<Option<FollowError>>,
+    /// Why this node ends a connection itself.
+    parting: Mutex<Option<FollowError>>,
 }
 
 /// How a [`Following`] is made.
@@ -145,6 +147,7 @@ impl Following {
             installing: AtomicBool::new(false),
             phase: AtomicU8::new(0),
             last_error: Mutex::default(),
+            parting: Mutex::default(),
         }
     }
 
@@ -234,9 +237,15 @@ impl Following {
         self.installing.load(Ordering::SeqCst)
     }
 
-    /// Notes why no snapshot came.
-    pub fn snapshot_failed(&self, why: FollowError) {
-        *self.last_error.lock() = Some(why);
+    /// Ends the present connection, for this reason; the next is made after the usual pause.
+    pub fn part(&self, why: FollowError) {
+        *self.parting.lock() = Some(why);
+        self.hang_up();
+    }
+
+    /// Why the connection was ended, if this node did.
+    pub(super) fn take_parting(&self) -> Option<FollowError> {
+        self.parting.lock().take()
     }
 
     /// Ends the present connection, or the attempt at one, and any backoff: it is known now who leads. The worker has to

@@ -534,7 +534,7 @@ impl Worker for Receive {
                 }
                 return Ok(step);
             }
-            Err(error) => error,
+            Err(error) => self.shared.take_parting().filter(|_| !error.is_fatal()).unwrap_or(error),
         };
         self.shared.acks.disconnect();
         let current = self.shared.current.lock().take();

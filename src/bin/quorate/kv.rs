@@ -8,6 +8,8 @@
 
 #[path = "kv_record.rs"]
 mod record;
+#[path = "kv_snapshot.rs"]
+mod snapshot;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use quorate::engine::{Engine, EngineError};
+use quorate::engine::{Engine, EngineError, EngineSnapshot, Items};
 use quorate::entry::{Entries, EntryKind};
 use quorate::ids::{Vlsn, number};
 pub use record::{BadRecord, Record};
@@ -244,6 +246,18 @@ impl Engine for Kv {
         txn.set_durability(Durability::Immediate)?;
         txn.commit()?;
         Ok(self.applied)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Box<dyn EngineSnapshot>>, EngineError> {
+        Ok(snapshot::Frozen::of(&self.db)?.map(|frozen| Box::new(frozen) as Box<dyn EngineSnapshot>))
+    }
+
+    fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+        snapshot::install(&self.db, items)?;
+        self.applied = Some(items.at());
+        // Verdicts on entries that the snapshot holds are not known here.
+        self.verdicts.0.lock().clear();
+        Ok(())
     }
 }
 

@@ -203,3 +203,67 @@ fn only_the_latest_verdicts_are_kept() {
     assert_eq!(verdicts.on(vlsn(last - most + 1)), Some(Verdict::Done));
     assert_eq!(verdicts.on(vlsn(last - most)), None);
 }
+
+/// A snapshot that was carried to another node.
+struct Carried(Vec<quorate::engine::Item>, Vec<u8>, Vlsn);
+
+impl Items for Carried {
+    fn at(&self) -> Vlsn {
+        self.2
+    }
+    fn list(&self) -> &[quorate::engine::Item] {
+        &self.0
+    }
+    fn open(&self, _at: usize) -> std::io::Result<Box<dyn std::io::Read + '_>> {
+        Ok(Box::new(&self.1[..]))
+    }
+}
+
+/// Reads a snapshot in pieces of this many bytes.
+fn carry(kv: &mut Kv, piece: usize) -> Carried {
+    let mut snapshot = kv.snapshot().unwrap().unwrap();
+    let mut item = snapshot.next_item().unwrap().unwrap();
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; piece]);
+    loop {
+        let read = snapshot.read(&mut buffer).unwrap();
+        if read == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&buffer[..read]);
+    }
+    assert!(snapshot.next_item().unwrap().is_none());
+    item.len = Some(bytes.len() as u64);
+    Carried(vec![item], bytes, snapshot.at())
+}
+
+#[test]
+fn a_snapshot_is_of_one_entry_and_installs_to_the_same_store_again_and_again() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), log(100));
+    let mut kv = Kv::open(&dir.path().join("a.redb")).unwrap();
+    assert!(kv.snapshot().unwrap().is_none(), "nothing was applied");
+    apply(&mut kv, &log, 0, 60, 7).unwrap();
+    let early = kv.snapshot().unwrap().unwrap();
+    let mut carried = carry(&mut kv, 10);
+    apply(&mut kv, &log, 60, 100, 7).unwrap();
+    assert_eq!((early.at().get(), carried.2.get()), (60, 60));
+    let path = dir.path().join("b.redb");
+    let mut other = Kv::open(&path).unwrap();
+    // A store of another past.
+    apply(&mut other, &log, 0, 33, 5).unwrap();
+    for _ in 0..2 {
+        other.install(&mut carried).unwrap();
+        assert_eq!(other.reader().contents().unwrap(), store_after(&log, 60));
+    }
+    drop(other);
+    let mut other = Kv::open(&path).unwrap();
+    assert_eq!(other.applied().unwrap(), Vlsn::new(60));
+    apply(&mut other, &log, 60, 100, 9).unwrap();
+    assert_eq!(other.reader().contents().unwrap(), kv.reader().contents().unwrap());
+    // One that is cut is refused, and changes nothing.
+    for len in [0, 3, 50, carried.1.len() - 1] {
+        let bytes = carried.1[..len].to_vec();
+        let mut cut = Carried(carried.0.clone(), bytes, carried.2);
+        assert!(other.install(&mut cut).is_err(), "{len}");
+    }
+    assert_eq!(other.reader().contents().unwrap(), kv.reader().contents().unwrap());
+}
