@@ -344,7 +344,9 @@ fn decode(bytes: &[u8]) -> Slot {
         let (body, crc) = bytes.get(..used)?.split_last_chunk::<4>()?;
         (crc32fast::hash(body) == u32::from_le_bytes(*crc)).then_some(body)
     };
-    let Some(body) = whole(USED).or_else(|| whole(USED_BY_2)).or_else(|| whole(USED_BY_1)) else { return Slot::Damaged };
+    let Some(body) = whole(USED).or_else(|| whole(USED_BY_2)).or_else(|| whole(USED_BY_1)) else {
+        return Slot::Damaged;
+    };
     take(body).ok().flatten().unwrap_or(Slot::Damaged)
 }
 

@@ -184,8 +184,6 @@ fn group_samples() -> Vec<Message<'static>> {
     let failed = NodeStatus {
         part: Part::Failed,
         failed: Some("the disk".into()),
-        keeping: Box::default(),
-        keeping: Box::default(),
         members: Vec::new(),
         ..status.clone()
     };

@@ -150,7 +150,9 @@ fn a_damaged_master_steps_down_and_serves_nothing_of_it_until_it_is_healed() {
     stage.isolate(master);
     flip(&stage, master, &path, offset + len as u64 - 1);
     assert!(matches!(stage.node(master).log().payload(v(20)), Err(ScanError::Damaged { .. })));
-    assert!(matches!(entries(stage.node(master).log()), Err(ScanError::Damaged { from, .. }) if from == v(20)));
+    assert!(
+        matches!(entries(stage.node(master).log()), Err(ScanError::Damaged { from, .. }) if from == v(20))
+    );
     stage.until("the master to step down", || stage.node(master).leads().is_none());
     assert!(stage.node(master).status().keeping.damaged.is_some());
     stage.sim.net().heal();
@@ -160,7 +162,8 @@ fn a_damaged_master_steps_down_and_serves_nothing_of_it_until_it_is_healed() {
 
 #[test]
 fn a_header_a_missing_file_and_a_short_one_are_healed_also_when_they_are_found_at_open() {
-    for (what, seed) in [("header", 4), ("index", 5), ("missing", 6), ("missing with its index", 7), ("short", 8)]
+    for (what, seed) in
+        [("header", 4), ("index", 5), ("missing", 6), ("missing with its index", 7), ("short", 8)]
     {
         for reopens in [false, true] {
             if !reopens && what == "missing with its index" {
@@ -259,15 +262,14 @@ fn rotate(seed: u64, whose: impl Fn(u64) -> usize) -> Stage {
 
 #[test]
 fn one_good_copy_of_each_entry_anywhere_is_enough() {
-    for seed in 20..26 {
+    for seed in 20..40 {
         rotate(seed, |vlsn| ((vlsn * 7 + seed) % 3) as usize);
-        println!("seed {seed}");
     }
 }
 
 #[test]
 fn whole_stretches_damaged_on_each_node_in_turn_are_healed() {
-    for seed in 30..33 {
+    for seed in 30..40 {
         rotate(seed, |vlsn| ((vlsn / 9 + seed) % 3) as usize);
     }
 }

@@ -443,7 +443,11 @@ impl Election {
             Some(own) => own.is_voter() && own.role == Role::Electable,
             None => office.leaving(),
         };
-        electable && office.able() && office.whole() && state.standing.votes_in(state.term.next()) && state.term < HIGHEST_TERM
+        electable
+            && office.able()
+            && office.whole()
+            && state.standing.votes_in(state.term.next())
+            && state.term < HIGHEST_TERM
     }
 
     /// How long a master that is not heard is still taken to lead.

@@ -16,7 +16,8 @@ use crate::ids::{Position, TermSpan, Vlsn, VlsnRange};
 use crate::log::catalog::Catalog;
 use crate::log::error::{Failed, FileDamage, IoFailure, OpenError};
 use crate::log::format::{
-    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, damaged_name, first_in_name, saved_name, segment_name, sidecar_name,
+    SEGMENT_HEADER_LEN, SegmentHeader, SyncMark, damaged_name, first_in_name, saved_name, segment_name,
+    sidecar_name,
 };
 use crate::log::index::{Sidecar, read_whole};
 use crate::log::mmap::{AppendMap, Appender};
@@ -108,7 +109,10 @@ enum Content {
     Sealed(Sidecar),
     /// Sealed, and its file is gone or shorter than it was: what its index says, or its neighbours.
     Lost(Sidecar),
-    Walked { file: Arc<dyn DiskFile>, walk: Walk },
+    Walked {
+        file: Arc<dyn DiskFile>,
+        walk: Walk,
+    },
 }
 
 /// Where the log ends for want of good entries.

@@ -196,8 +196,7 @@ impl Core {
                 continue;
             }
             let file = self.disk.open(&segment.path).ok();
-            let mut wounded =
-                Wounded { core: Arc::clone(self), segment, file, last, good: BTreeMap::new() };
+            let mut wounded = Wounded { core: Arc::clone(self), segment, file, last, good: BTreeMap::new() };
             wounded.look_through();
             return Some(wounded);
         }

@@ -267,7 +267,8 @@ impl Core {
                 let to = to.map_or(from, |to| to.max(from));
                 let before = state.state().standing;
                 if !matches!(before, Standing::Damaged { .. }) {
-                    crate::log::retire_saved(&*host.disk, &config.dir.join("log")).map_err(OpenError::from)?;
+                    crate::log::retire_saved(&*host.disk, &config.dir.join("log"))
+                        .map_err(OpenError::from)?;
                 }
                 state.update(|mut state| {
                     state.standing = before.damaged(from, to);

@@ -285,7 +285,8 @@ impl Shared {
     /// How much of a run are the entries that were here: as far as what stood behind them tells; all, if the answers of
     /// the others say whom to believe.
     fn believable<'a>(&self, whom: &NodeId, run: &'a [u8]) -> Result<&'a [u8], Unproven> {
-        if !matches!(self.election.state().state().standing, Standing::Damaged { .. }) || *whom == self.own.id {
+        if !matches!(self.election.state().state().standing, Standing::Damaged { .. }) || *whom == self.own.id
+        {
             return Ok(run);
         }
         let (saved, believed) = {

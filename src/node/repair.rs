@@ -213,7 +213,10 @@ impl Worker for Repair {
             match wounded.mend(&fetched) {
                 Ok(()) | Err(MendError::Gone) => self.finish(&node),
                 Err(MendError::Chain(at) | MendError::Missing(at)) => {
-                    log::warn!("{}: VLSN {at} is not what belongs there: the whole segment is fetched", node.own.id);
+                    log::warn!(
+                        "{}: VLSN {at} is not what belongs there: the whole segment is fetched",
+                        node.own.id
+                    );
                     wounded.distrust();
                 }
                 Err(MendError::Io(error)) => {
@@ -292,9 +295,7 @@ impl Shared {
                 healed: number(log.damages_healed()),
                 ..*self.mending.scrub.lock()
             },
-            damaged: whole
-                .and_then(|(first, last)| VlsnRange::new(first.first(), last.last()))
-                .or(standing),
+            damaged: whole.and_then(|(first, last)| VlsnRange::new(first.first(), last.last())).or(standing),
             ..Keeping::default()
         }
     }

@@ -48,7 +48,8 @@ impl Round {
         let good = body.starts_with(MAGIC)
             && body[8..12] == VERSION.to_le_bytes()
             && crc32fast::hash(body) == u32::from_le_bytes(*crc);
-        let field = |at: usize| body[12 + 8 * at..].first_chunk::<8>().map(|field| u64::from_le_bytes(*field));
+        let field =
+            |at: usize| body[12 + 8 * at..].first_chunk::<8>().map(|field| u64::from_le_bytes(*field));
         let round =
             Round { after: Vlsn::new(field(0)?), bytes: field(1)?, ended: field(2)?, ended_bytes: field(3)? };
         good.then_some(round)
