@@ -5,7 +5,6 @@
 //! committed VLSN. If so it is kept and reported; if not, it is the end of the log, and what lies behind it is saved
 //! and cut.
 
-use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,7 +20,7 @@ use crate::log::format::{
 };
 use crate::log::index::{Sidecar, read_whole};
 use crate::log::mmap::{AppendMap, Appender};
-use crate::log::saved::{Source, free_number, write_segment};
+use crate::log::saved::{Source, free_number, rewrite, write_segment, write_zeroes};
 use crate::log::segment::Segment;
 use crate::log::stage::End;
 use crate::log::stated::Stated;
@@ -33,7 +32,6 @@ use crate::planted::{Bug, active};
 const SIDECAR_LIMIT: u64 = 64 * 1024 * 1024;
 /// Bytes behind the end that are zeroed at least, whatever they read as.
 const ZEROED: u64 = 64 * 1024;
-const CHUNK: usize = 1024 * 1024;
 
 /// What opening found.
 #[derive(Clone, Debug)]
@@ -500,32 +498,6 @@ fn make_durable(place: Place<'_>, pieces: &[Piece], marks: &[SyncMark]) -> Resul
     }
     if !active(Bug::DirectoryNotSynced) {
         sync_dir(place)?;
-    }
-    Ok(())
-}
-
-fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> {
-    let mut buffer = Vec::new();
-    let mut at = from;
-    while at < to {
-        buffer.resize(((to - at) as usize).min(CHUNK), 0);
-        let read = file.read_at(&mut buffer, at)?;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        file.write_at(&[IoSlice::new(&buffer[..read])], at)?;
-        at += read as u64;
-    }
-    Ok(())
-}
-
-fn write_zeroes(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> {
-    let zeroes = vec![0; CHUNK.min(to.saturating_sub(from) as usize)];
-    let mut at = from;
-    while at < to {
-        let len = ((to - at) as usize).min(CHUNK);
-        file.write_at(&[IoSlice::new(&zeroes[..len])], at)?;
-        at += len as u64;
     }
     Ok(())
 }

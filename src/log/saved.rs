@@ -67,6 +67,34 @@ pub(super) fn write_segment(
     disk.rename(&temporary, path).failed("rename", &temporary)
 }
 
+/// Writes a range of a file again as it reads.
+pub(super) fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    let mut at = from;
+    while at < to {
+        buffer.resize(((to - at) as usize).min(CHUNK as usize), 0);
+        let read = file.read_at(&mut buffer, at)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_at(&[io::IoSlice::new(&buffer[..read])], at)?;
+        at += read as u64;
+    }
+    Ok(())
+}
+
+/// Fills a range of a file with zeroes.
+pub(super) fn write_zeroes(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    let zeroes = vec![0; CHUNK.min(to.saturating_sub(from)) as usize];
+    let mut at = from;
+    while at < to {
+        let len = ((to - at) as usize).min(CHUNK as usize);
+        file.write_at(&[io::IoSlice::new(&zeroes[..len])], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
 /// What was cut off behind damage, and is good by itself: the entries, and what the entries and marks among them say of
 /// those before them.
 #[derive(Default)]

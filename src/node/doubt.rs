@@ -433,4 +433,41 @@ mod tests {
         assert_eq!(judge(std::slice::from_ref(&b)), Resolution::Wait);
         assert_eq!(judge(&[b, c]), Resolution::Settled);
     }
+
+    fn judge_damage(committed: u64, answers: &[(NodeId, SurveyReply)]) -> Resolution {
+        let members = Members::new(["a", "b", "c"].map(|name| Member::electable(id(name))).into()).unwrap();
+        let answers = answers.iter().cloned().collect();
+        resolve_damage(&members, &id("a"), at(5, 1), Vlsn::new(committed), &answers)
+    }
+
+    #[test]
+    fn without_proof_the_furthest_of_enough_voters_is_believed() {
+        let b = answer("b", FULL, at(8, 3), at(5, 1));
+        let c = answer("c", FULL, at(9, 4), at(5, 1));
+        assert_eq!(
+            judge_damage(0, std::slice::from_ref(&b)),
+            Resolution::Wait,
+            "c may have what was committed"
+        );
+        assert_eq!(judge_damage(0, &[b.clone(), c]), Resolution::Fetch(id("c")));
+        let damaged = Standing::Damaged { from: Vlsn::new(3).unwrap(), to: Vlsn::new(9).unwrap() };
+        let short = answer("c", damaged, at(2, 1), None);
+        assert_eq!(judge_damage(0, &[b, short]), Resolution::Wait, "c can't tell yet");
+    }
+
+    #[test]
+    fn damage_is_never_settled_because_nobody_has_it() {
+        let damaged = Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap() };
+        let b = answer("b", damaged, at(5, 1), at(5, 1));
+        let c = answer("c", damaged, at(5, 1), at(5, 1));
+        assert_eq!(judge_damage(0, std::slice::from_ref(&b)), Resolution::Wait);
+        assert_eq!(judge_damage(0, &[b, c]), Resolution::Lost);
+        let (b, c) = (answer("b", FULL, at(5, 1), at(5, 1)), answer("c", FULL, at(4, 1), None));
+        assert_eq!(
+            judge_damage(5, &[b.clone(), c.clone()]),
+            Resolution::Settled,
+            "a majority surely lacks it"
+        );
+        assert_eq!(judge_damage(6, &[b, c]), Resolution::Lost, "it is known to be committed");
+    }
 }

@@ -13,7 +13,7 @@ use crate::channel::Channel;
 use crate::config::CheckedConfig;
 use crate::counters::Counters;
 use crate::handshake::Identity;
-use crate::ids::{NodeId, Term, TermSpan, Vlsn};
+use crate::ids::{NodeId, Term, TermSpan, Vlsn, number};
 use crate::log::{Log, Truncated};
 use crate::members::{Member, Members, Standing};
 use crate::planted::{Bug, active};
@@ -289,6 +289,16 @@ impl Following {
 
     pub(super) fn term(&self) -> Term {
         self.state.state().term
+    }
+
+    /// How far the log is known to be committed. What the engine holds is, too; but behind damage the log lacks entries of
+    /// which it has to learn again, and ends before them.
+    pub(super) fn known_committed(&self) -> u64 {
+        let committed = self.apply.committed.get().max(self.apply.applied.get());
+        match self.state.state().standing {
+            Standing::Damaged { .. } => committed.min(number(self.log.last().map(|last| last.vlsn))),
+            _ => committed,
+        }
     }
 
     /// A directory that was new or doubtful holds what the group may have counted on once an entry of the master's own

@@ -56,6 +56,8 @@ struct Session {
     seen: Deadline,
     /// The last entry of our log.
     last: Option<Position>,
+    /// The last entry as the master was told.
+    told: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
     /// When the last burst ended.
@@ -148,6 +150,7 @@ impl Receive {
             last,
             unacked: 0,
             last_burst: now,
+            told: None,
             expander: None,
             dialled: self.dialled.clone(),
         });
@@ -263,9 +266,10 @@ impl Session {
         if shared.own.role == Role::Arbiter {
             return self.begin_marks(shared);
         }
+        self.told = shared.log.last();
         let ours = Syncup {
-            last: shared.log.last(),
-            committed: Vlsn::new(shared.apply.committed.get()),
+            last: self.told,
+            committed: Vlsn::new(shared.known_committed()),
             history: syncup::history_of(&shared.log)?.spans().to_vec(),
         };
         if !line.send(&Message::Syncup(ours)) {
@@ -303,6 +307,10 @@ impl Session {
             return Err(FollowError::Installing);
         }
         let log = &shared.log;
+        if log.last() != self.told {
+            // It was healed further meanwhile: the answer is about another log.
+            return Err(crate::channel::ChannelError::Closed.into());
+        }
         let ours = match at {
             Some(theirs) if log.last().is_some_and(|last| last.vlsn >= theirs.vlsn) => {
                 Some(log.position_at(theirs.vlsn)?)
@@ -310,7 +318,7 @@ impl Session {
             _ => None,
         };
         // What the engine holds is committed, whatever the marks in the log say.
-        let committed = shared.apply.committed.get().max(shared.apply.applied.get());
+        let committed = shared.known_committed();
         let settled = syncup::settle(at, ours, log.last(), Vlsn::new(committed));
         let settlement = settled.inspect_err(|error| {
             let reason = match error {
