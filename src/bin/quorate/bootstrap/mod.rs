@@ -34,8 +34,7 @@ const LONG: Duration = Duration::from_secs(1800);
 /// Of the two nodes that have the store, and the one that gets it.
 const NAMES: [&str; 3] = ["n1", "n2", "n3"];
 /// Little of the log is kept, so that the new node finds what it lacks nowhere.
-const CONFIG: &str =
-    "segment_bytes = 4194304\nkeep_bytes = 8388608\nretention_every_ms = 100\nbackoff_max_ms = 200\n";
+const CONFIG: &str = "segment_bytes = 16777216\nkeep_bytes = 8388608\nretention_every_ms = 100\nscrub_bytes_per_second = 0\nbackoff_max_ms = 200\n";
 
 /// What came of it.
 #[derive(Serialize)]
