@@ -383,10 +383,12 @@ fn names_of_objects_lead_nowhere_else_and_links_are_not_followed() {
     assert!(stage.restore("r", Until::End).is_err());
 }
 
+type Applied = (u64, EntryKind, Vec<u8>);
+
 /// Writes down what it installs and applies.
 #[derive(Default)]
 struct Recorder {
-    book: Arc<Mutex<Vec<(u64, EntryKind, Vec<u8>)>>>,
+    book: Arc<Mutex<Vec<Applied>>>,
     installed: Arc<Mutex<Vec<u8>>>,
     applied: Option<Vlsn>,
 }
@@ -785,8 +787,9 @@ fn every_step_of_a_restore(archive: &dyn Archive, base: Option<Vlsn>) {
         let disk = Arc::new(Stopping::new(steps, steps));
         let plain: Arc<dyn Disk> = Arc::<Stopping>::clone(&disk);
         let group = GroupId::from_bits(77);
+        let start = base.map_or(Start::Latest, Start::Base);
         let options =
-            RestoreOptions { group: Some(group), base, segment_bytes: 4096, ..RestoreOptions::new(id("r")) };
+            RestoreOptions { group: Some(group), start, segment_bytes: 4096, ..RestoreOptions::new(id("r")) };
         let ended = restore(archive, &plain, &ThreadRuntime, dir, &options, &mut |_| ());
         let stopped = ended.is_err();
         disk.restart();

@@ -312,3 +312,66 @@ fn what_was_cut_off_can_be_read_and_what_is_no_log_is_an_error() {
         assert!(text(&output.stderr).starts_with("quorate: "), "{}", text(&output.stderr));
     }
 }
+
+/// An archive of 40 entries in two objects.
+fn archived() -> tempfile::TempDir {
+    use quorate::archive::{DirArchive, object::write_log};
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(&dir.path().join("log"));
+    for term in [1, 3] {
+        for _ in 0..20 {
+            // Of a kind that the command's store passes by.
+            let entry = quorate::NewEntry { kind: quorate::EntryKind(200), txn: None, payload: b"entry" };
+            log.append(common::t(term), &[entry]).unwrap();
+        }
+    }
+    let disk = std::sync::Arc::new(quorate::disk::RealDisk);
+    let archive = DirArchive::new(disk, dir.path().join("archive"), 1);
+    let group = GroupId::from_bits(0x1234);
+    let first = write_log(&archive, &log, group, None, common::v(20), u64::MAX).unwrap().unwrap();
+    write_log(&archive, &log, group, Some(first.last), common::v(40), u64::MAX).unwrap().unwrap();
+    log.close().unwrap();
+    dir
+}
+
+#[test]
+fn an_archive_is_listed_verified_drilled_and_restored_and_damage_has_exit_code_1() {
+    let dir = archived();
+    let (archive, to) = (dir.path().join("archive"), dir.path().join("restored"));
+    let list = quorate(&["archive", "list", path(&archive)]);
+    assert_eq!(list.status.code(), Some(0), "{}", text(&list.stderr));
+    assert!(
+        text(&list.stdout).contains("1 to 20") && text(&list.stdout).contains("21 to 40"),
+        "{}",
+        text(&list.stdout)
+    );
+    let verify = quorate(&["archive", "verify", path(&archive)]);
+    assert!(text(&verify.stdout).ends_with("no damage\n"), "{}", text(&verify.stdout));
+    assert_eq!(verify.status.code(), Some(0));
+    let drill = quorate(&["archive", "drill", "--from", path(&archive)]);
+    let out = text(&drill.stdout);
+    assert_eq!(drill.status.code(), Some(0), "{out}{}", text(&drill.stderr));
+    assert!(out.contains("log: same") && out.contains("state: not compared"), "{out}");
+    let arguments = ["restore", "--from", path(&archive), "--to", path(&to), "--node", "n7", "--json"];
+    let restored = quorate(&[&arguments[..], &["--until-vlsn", "25"]].concat());
+    let line: serde_json::Value = serde_json::from_slice(&restored.stdout).unwrap();
+    assert_eq!((&line["target"], &line["last"], &line["term"]), (&25.into(), &28.into(), &4.into()));
+    let again = quorate(&arguments);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("is not empty"), "{}", text(&again.stderr));
+    let log = quorate(&["log", "verify", path(&to)]);
+    assert!(text(&log.stdout).contains("28 entries (VLSN 1 to 28)"), "{}", text(&log.stdout));
+    for wrong in [&["--until-vlsn", "1", "--until-term", "1"][..], &["--until-time", "noon"]] {
+        assert_eq!(quorate(&[&arguments[..], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+    let object = archive.join("log/00000000000000000021-00000000000000000040");
+    let mut bytes = fs::read(&object).unwrap();
+    bytes[300] ^= 1;
+    fs::write(&object, bytes).unwrap();
+    let verify = quorate(&["archive", "verify", path(&archive)]);
+    assert_eq!(verify.status.code(), Some(1));
+    assert!(text(&verify.stdout).contains("log/00000000000000000021-"), "{}", text(&verify.stdout));
+    let refused = quorate(&["archive", "drill", "--from", path(&archive)]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
+    assert_eq!(quorate(&["archive", "list", path(&dir.path().join("nowhere"))]).status.code(), Some(1));
+}

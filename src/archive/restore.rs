@@ -345,6 +345,9 @@ fn flush(log: &Log, to: Vlsn) -> Result<(), FlushError> {
     Ok(())
 }
 
+/// Takes a run of entries.
+pub type Each<'a, E> = &'a mut dyn FnMut(&[u8], &RunSummary) -> Result<(), E>;
+
 /// Reads an object to its end, and hands on its entries behind the thread's last and up to `until`, in order. What it has in
 /// common with the objects before it has to be the same.
 ///
@@ -354,7 +357,7 @@ pub fn walk<E: From<ReadError>>(
     reader: &mut LogReader,
     thread: &mut Thread,
     until: Option<Vlsn>,
-    each: &mut dyn FnMut(&[u8], &RunSummary) -> Result<(), E>,
+    each: Each<'_, E>,
 ) -> Result<(), E> {
     let name = reader.header().name();
     let other =

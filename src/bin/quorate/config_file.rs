@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use quorate::archive::{ArchiveConfig, DirArchive};
+use quorate::disk::RealDisk;
+use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
     Address, Compression, Config, ConfigError, GroupId, Member, Members, NodeConfig, NodeId, Plaintext, Role,
 };
@@ -53,6 +57,28 @@ struct File {
     max_connections: Option<usize>,
     compression: Option<String>,
     plaintext: Option<String>,
+    archive: Option<ArchiveTable>,
+}
+
+/// Where the node archives while it leads.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchiveTable {
+    dir: PathBuf,
+    every_ms: Option<u64>,
+    base_bytes: Option<u64>,
+    bases: Option<usize>,
+}
+
+impl ArchiveTable {
+    fn config(self, root: &Path) -> ArchiveConfig {
+        let to = DirArchive::new(Arc::new(RealDisk), root.join(self.dir), ThreadRuntime.random());
+        let mut config = ArchiveConfig::new(Arc::new(to));
+        set(&mut config.every, self.every_ms.map(Duration::from_millis));
+        set(&mut config.base_bytes, self.base_bytes);
+        set(&mut config.bases, self.bases);
+        config
+    }
 }
 
 /// A member of the list with which a group is founded.
@@ -238,6 +264,7 @@ impl File {
         set(&mut config.region, self.region);
         set(&mut config.priority, self.priority);
         set(&mut config.election_timeout, self.election_timeout_ms.map(Duration::from_millis));
+        config.archive = self.archive.map(|archive| archive.config(root));
         config.advertise = optional("advertise", self.advertise)?;
         config.seeds = self.seeds.iter().map(|seed| parsed("seeds", seed)).collect::<Result<_, _>>()?;
         let mut founders = founders(self.members)?;
@@ -307,7 +334,8 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 12] = [
+const DURATIONS: [&str; 13] = [
+    "archive.every",
     "lazy_flush",
     "heartbeat",
     "peer_timeout",

@@ -57,7 +57,9 @@ fn the_example_names_every_key_and_is_what_it_says() {
     let known: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
     assert!(known.len() > 25 && known.contains(&"backoff_max_ms"), "{unknown}");
     for key in known {
-        let shown = text.contains(&format!("{key} = ")) || text.contains(&format!("[[{key}]]"));
+        let shown = text.contains(&format!("{key} = "))
+            || text.contains(&format!("[[{key}]]"))
+            || text.contains(&format!("[{key}]"));
         assert!(shown, "the example does not show {key}");
     }
 }
@@ -214,4 +216,17 @@ fn one_file_may_do_for_all_founders() {
     let (group, addresses) = group_in(&path).unwrap();
     let texts: Vec<String> = addresses.iter().map(Address::to_string).collect();
     assert_eq!((group.bits(), texts), (42, vec!["tcp://127.0.0.1:1".into(), "tcp://127.0.0.1:2".into()]));
+}
+
+#[test]
+fn an_archive_is_a_table_of_its_own() {
+    let file = parse("[archive]\ndir = \"a\"\nevery_ms = 50\nbase_bytes = 70000\nbases = 3\n").unwrap();
+    let archive = file.config.archive.unwrap();
+    assert_eq!((archive.every, archive.base_bytes, archive.bases), (Duration::from_millis(50), 70_000, 3));
+    assert!(parse("").unwrap().config.archive.is_none());
+    refused("[archive]\ndir = \"a\"\nevery_ms = 1\n", "archive.every_ms");
+    refused("[archive]\ndir = \"a\"\nbase_bytes = 1\n", "archive.base_bytes");
+    refused("[archive]\ndir = \"a\"\nbases = 0\n", "archive.bases");
+    refused("role = \"secondary\"\n[archive]\ndir = \"a\"\n", "archive");
+    assert!(parse("[archive]\nbases = 2\n").is_err(), "a directory has to be named");
 }
