@@ -38,7 +38,7 @@ pub(crate) struct Receive {
 
 enum Stage {
     Resting { until: Deadline },
-    Connected(Session),
+    Connected(Box<Session>),
 }
 
 /// One connection.
@@ -137,7 +137,7 @@ impl Receive {
             return Err(crate::channel::ChannelError::Closed.into());
         }
         self.buffer = ReceiveBuffer::default();
-        self.stage = Stage::Connected(Session {
+        self.stage = Stage::Connected(Box::new(Session {
             channel,
             talk: Talk::Welcome(line),
             term: Term::NONE,
@@ -150,7 +150,7 @@ impl Receive {
             last_burst: now,
             expander: None,
             dialled: self.dialled.clone(),
-        });
+        }));
         Ok(Step::Worked)
     }
 }
