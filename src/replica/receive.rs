@@ -339,8 +339,9 @@ impl Session {
         };
         shared.acks.connect(line);
         shared.acks.send_first();
-        drop(pass);
+        // Before the gate opens: whoever is about to install a snapshot looks there.
         shared.set_phase(ReplicaState::Following);
+        drop(pass);
         shared.guide.following(self.term);
         log::info!("following the master of term {} after VLSN {}", self.term, number(at.map(|at| at.vlsn)));
         Ok(())
@@ -348,6 +349,7 @@ impl Session {
 
     fn append(&mut self, shared: &Following, entries: &Entries<'_>) -> Result<(), FollowError> {
         let _pass = shared.pass(self.term)?;
+        assert!(!shared.is_installing(), "an install began beside a stream");
         let run = entries.run;
         let summary = match self.verify(run) {
             Ok(summary) => summary,
