@@ -1,6 +1,9 @@
 //! Nodes that need what no log has any more: real nodes with real files, threads and TCP connections.
 
 mod common;
+#[cfg(feature = "sim")]
+#[path = "common/stage.rs"]
+mod stage;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -696,4 +699,53 @@ fn a_node_that_falls_behind_again_takes_a_second_snapshot() {
             group.places[at].node = None;
         }
     }
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn power_losses_at_any_step_of_a_fetch_or_an_install_lose_nothing() {
+    use quorate::entry::NewEntry;
+    use stage::Stage;
+    let (mut interrupted, mut installed) = (0, 0);
+    for steps in 0..40_u64 {
+        let mut stage = Stage::group(7_000 + steps, &["n1", "n2", "n3"]);
+        stage.actors.iter().for_each(|actor| actor.book.gives.store(true, Ordering::SeqCst));
+        let at = (stage.master() + 1) % 3;
+        let rest: Vec<usize> = (0..3).filter(|one| *one != at).collect();
+        stage.crash(at);
+        stage.write_among(&rest, &[1; 3_000]);
+        for _ in 0..3 {
+            let master = stage.master_of(&rest);
+            let entries: Vec<_> = (0..25).map(|_| NewEntry::data(&[2; 3_000])).collect();
+            stage.node(master).append(&entries, Policy::Async).unwrap();
+            stage.write_among(&rest, &[3; 3_000]);
+        }
+        // The master first writes its member list anew, so that the old one may go.
+        for _ in 0..10 {
+            stage.run(Duration::from_millis(100));
+            rest.iter().for_each(|one| assert!(stage.node(*one).prune(v(u64::MAX >> 1)).is_ok()));
+        }
+        assert!(rest.iter().all(|one| stage.node(*one).log().oldest() > Vlsn::new(30)));
+        stage.open(at);
+        stage.sim.run_steps(steps * 60);
+        interrupted += u64::from(stage.node(at).log().oldest() < Vlsn::new(30));
+        stage.crash(at);
+        stage.open(at);
+        stage.sim.run_steps(steps * 25);
+        stage.crash(at);
+        let last = stage.write_among(&rest, &[4; 30]);
+        stage.open(at);
+        stage.settle();
+        stage.agreed();
+        stage.all_say(&last, quorate::Answer::Committed);
+        installed += u64::from(stage.actors[at].book.installs.load(Ordering::SeqCst) > 0);
+        let books: Vec<_> = stage.actors.iter().map(|actor| actor.book.entries()).collect();
+        assert!(
+            books.windows(2).all(|pair| pair[0] == pair[1]),
+            "the engines differ, seed {}",
+            7_000 + steps
+        );
+    }
+    assert_eq!(installed, 40);
+    assert!(interrupted > 3, "{interrupted} power losses came before the end");
 }

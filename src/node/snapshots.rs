@@ -28,11 +28,14 @@ use crate::worker::{Step, Stop, Worker};
 #[derive(Default)]
 pub(super) struct Givings(Mutex<Held>);
 
+/// A transfer, and its worker once that runs.
+type Live = (Arc<Transfer>, Option<Arc<dyn Running>>);
+
 #[derive(Default)]
 struct Held {
     closed: bool,
     next: u64,
-    live: BTreeMap<u64, (Arc<Transfer>, Option<Arc<dyn Running>>)>,
+    live: BTreeMap<u64, Live>,
     kept: BTreeMap<NodeId, (Giving, Deadline)>,
 }
 
@@ -78,7 +81,7 @@ impl Givings {
 
     pub fn status(&self) -> Vec<TransferStatus> {
         let held = self.0.lock();
-        let status = |(transfer, _): &(Arc<Transfer>, _)| {
+        let status = |(transfer, _): &Live| {
             Some(TransferStatus {
                 peer: transfer.to.as_str().to_owned(),
                 at: Vlsn::new(transfer.at.load(Ordering::Relaxed))?,
@@ -313,7 +316,7 @@ impl Give {
         let now = self.clock.now();
         let mut sent = false;
         if now >= self.now
-            && let Some(message) = giving.next()?
+            && let Some(message) = giving.send_next()?
         {
             let len = match &message {
                 Message::SnapshotChunk(chunk) => chunk.bytes.len() as u64,

@@ -38,7 +38,7 @@ pub(crate) struct Receive {
 
 enum Stage {
     Resting { until: Deadline },
-    Connected(Session),
+    Connected(Box<Session>),
 }
 
 /// One connection.
@@ -139,7 +139,7 @@ impl Receive {
             return Err(crate::channel::ChannelError::Closed.into());
         }
         self.buffer = ReceiveBuffer::default();
-        self.stage = Stage::Connected(Session {
+        self.stage = Stage::Connected(Box::new(Session {
             channel,
             talk: Talk::Welcome(line),
             term: Term::NONE,
@@ -153,7 +153,7 @@ impl Receive {
             told: None,
             expander: None,
             dialled: self.dialled.clone(),
-        });
+        }));
         Ok(Step::Worked)
     }
 }
@@ -348,8 +348,9 @@ impl Session {
         };
         shared.acks.connect(line);
         shared.acks.send_first();
-        drop(pass);
+        // Before the gate opens: whoever is about to install a snapshot looks there.
         shared.set_phase(ReplicaState::Following);
+        drop(pass);
         shared.guide.following(self.term);
         log::info!("following the master of term {} after VLSN {}", self.term, number(at.map(|at| at.vlsn)));
         Ok(())
@@ -357,6 +358,7 @@ impl Session {
 
     fn append(&mut self, shared: &Following, entries: &Entries<'_>) -> Result<(), FollowError> {
         let _pass = shared.pass(self.term)?;
+        assert!(!shared.is_installing(), "an install began beside a stream");
         let run = entries.run;
         let summary = match self.verify(run) {
             Ok(summary) => summary,

@@ -187,7 +187,7 @@ impl Giving {
     ///
     /// # Errors
     /// [`GivingError`]: the snapshot can't be given to its end.
-    pub fn next(&mut self) -> Result<Option<Message<'_>>, GivingError> {
+    pub fn send_next(&mut self) -> Result<Option<Message<'_>>, GivingError> {
         if let Some(item) = self.again.take() {
             return Ok(Some(Message::SnapshotItem(item)));
         }

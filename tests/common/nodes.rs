@@ -4,13 +4,14 @@
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate::channel::{self, Channel, ChannelError, ReceiveBuffer};
 use quorate::clock::{Stopwatch, Wait, deadline_in};
 use quorate::disk::RealDisk;
+use quorate::engine::{EngineSnapshot, Item, Items};
 use quorate::handshake::{self, Identity};
 use quorate::log::{Log, LogConfig};
 use quorate::wire::frame::FrameHeader;
@@ -49,6 +50,10 @@ pub struct Book {
     pub panic_at: AtomicU64,
     pub batches: AtomicU64,
     pub checkpoints: AtomicU64,
+    /// Whether its engine makes snapshots.
+    pub gives: AtomicBool,
+    /// How many its engine has taken in.
+    pub installs: AtomicU64,
 }
 
 impl Default for Book {
@@ -60,6 +65,8 @@ impl Default for Book {
             panic_at: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
+            gives: AtomicBool::new(false),
+            installs: AtomicU64::new(0),
         }
     }
 }
@@ -107,6 +114,52 @@ impl Engine for Ledger {
     fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
         self.0.checkpoints.fetch_add(1, Ordering::SeqCst);
         Ok(self.0.last())
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Box<dyn EngineSnapshot>>, EngineError> {
+        let Some(at) = self.0.last().filter(|_| self.0.gives.load(Ordering::SeqCst)) else { return Ok(None) };
+        let entries = self.0.entries();
+        let bytes = entries.iter().flat_map(|(_, crc)| crc.to_le_bytes()).collect();
+        Ok(Some(Box::new(Pages { at, bytes, read: None })))
+    }
+
+    fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+        let mut bytes = Vec::new();
+        items.open(0)?.read_to_end(&mut bytes)?;
+        let crcs = bytes.chunks_exact(4).map(|crc| u32::from_le_bytes(crc.try_into().unwrap()));
+        let entries: Vec<_> = (1..).map(|vlsn| Vlsn::new(vlsn).unwrap()).zip(crcs).collect();
+        assert_eq!(entries.last().map(|(vlsn, _)| *vlsn), Some(items.at()));
+        *self.0.entries.lock() = entries;
+        self.0.installs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A ledger as it was.
+struct Pages {
+    at: Vlsn,
+    bytes: Vec<u8>,
+    /// Bytes read of the one item, once that has begun.
+    read: Option<usize>,
+}
+
+impl EngineSnapshot for Pages {
+    fn at(&self) -> Vlsn {
+        self.at
+    }
+    fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+        if self.read.replace(0).is_some() {
+            return Ok(None);
+        }
+        Ok(Some(Item { name: "pages".into(), len: Some(self.bytes.len() as u64) }))
+    }
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
+        let from = self.read.unwrap_or(0);
+        // In small pieces, so that a simulation has many steps.
+        let len = into.len().min(self.bytes.len() - from).min(20);
+        into[..len].copy_from_slice(&self.bytes[from..from + len]);
+        self.read = Some(from + len);
+        Ok(len)
     }
 }
 
