@@ -53,10 +53,8 @@ struct Session {
     /// When handshake and syncup have to be over.
     deadline: Deadline,
     seen: Deadline,
-    /// The last entry of our log.
+    /// The last entry of our log, as the master was told.
     last: Option<Position>,
-    /// The last entry as the master was told.
-    told: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
     /// When the last burst ended.
@@ -144,7 +142,6 @@ impl Receive {
             last,
             unacked: 0,
             last_burst: now,
-            told: None,
             expander: None,
         });
         Ok(Step::Worked)
@@ -254,9 +251,9 @@ impl Session {
         if shared.own.role == Role::Arbiter {
             return self.begin_marks(shared);
         }
-        self.told = shared.log.last();
+        self.last = shared.log.last();
         let ours = Syncup {
-            last: self.told,
+            last: self.last,
             committed: Vlsn::new(shared.known_committed()),
             history: syncup::history_of(&shared.log)?.spans().to_vec(),
         };
@@ -278,7 +275,7 @@ impl Session {
     fn matched(&mut self, shared: &Following, at: Option<Position>) -> Result<(), FollowError> {
         let pass = shared.pass(self.term)?;
         let log = &shared.log;
-        if log.last() != self.told {
+        if log.last() != self.last {
             // It was healed further meanwhile: the answer is about another log.
             return Err(crate::channel::ChannelError::Closed.into());
         }
