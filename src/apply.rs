@@ -39,6 +39,8 @@ pub(crate) struct ApplyState {
     /// What the engine would still have after loss of power.
     pub checkpointed: Watermark,
     closing: AtomicBool,
+    /// Damage in the log is healed by this node, and need not end it.
+    pub heals: AtomicBool,
     /// Called after `applied` or `checkpointed` advanced, on the apply thread; must not block.
     on_advance: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// What is asked of the engine between two batches.
@@ -61,6 +63,7 @@ impl ApplyState {
             applied: Watermark::new(number(applied)),
             checkpointed: Watermark::new(number(applied)),
             closing: AtomicBool::new(false),
+            heals: AtomicBool::new(false),
             on_advance: Mutex::new(None),
             requests: Mutex::default(),
             on_verify: Mutex::new(None),
@@ -251,7 +254,9 @@ impl Apply {
             Ok(None) => return self.idle(),
             Err(ScanError::LifeEnded) => return self.new_life(),
             // It waits until that is healed.
-            Err(ScanError::Damaged { .. }) => return Ok(self.pause(wait)),
+            Err(ScanError::Damaged { .. }) if self.state.heals.load(Ordering::Relaxed) => {
+                return Ok(self.pause(wait));
+            }
             Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
         };
         let hook = self.state.on_verify.lock().clone();

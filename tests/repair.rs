@@ -36,7 +36,7 @@ fn segments(stage: &Stage, at: usize) -> Vec<PathBuf> {
     names.iter().filter(|name| name.ends_with(".seg")).map(|name| dir.join(name)).collect()
 }
 
-fn read(stage: &Stage, at: usize, path: &PathBuf) -> Vec<u8> {
+fn read(stage: &Stage, at: usize, path: &std::path::Path) -> Vec<u8> {
     let file = stage.actors[at].sim.disk().open(path).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     let read = file.read_at(&mut bytes, 0).unwrap();
@@ -44,7 +44,7 @@ fn read(stage: &Stage, at: usize, path: &PathBuf) -> Vec<u8> {
     bytes
 }
 
-fn flip(stage: &Stage, at: usize, path: &PathBuf, offset: u64) {
+fn flip(stage: &Stage, at: usize, path: &std::path::Path, offset: u64) {
     let byte = read(stage, at, path)[offset as usize];
     let file = stage.actors[at].sim.disk().open(path).unwrap();
     file.write_at(&[IoSlice::new(&[byte ^ 4])], offset).unwrap();

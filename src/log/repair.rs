@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -278,7 +278,7 @@ impl Wounded {
         swapped
     }
 
-    fn write(&self, temporary: &PathBuf, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<Sidecar, MendError> {
+    fn write(&self, temporary: &Path, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<Sidecar, MendError> {
         let (core, segment) = (&self.core, &self.segment);
         let content: u64 = self.good.values().map(|good| good.len).sum::<u64>()
             + fetched.values().map(|bytes| bytes.len() as u64).sum::<u64>();
@@ -327,7 +327,7 @@ impl Wounded {
         })
     }
 
-    fn put_in_place(&self, temporary: &PathBuf, sidecar: Sidecar) -> Result<(), MendError> {
+    fn put_in_place(&self, temporary: &Path, sidecar: Sidecar) -> Result<(), MendError> {
         let (core, segment) = (&self.core, &self.segment);
         // Nothing is pruned or cut meanwhile.
         let _stays = core.leaving.lock();

@@ -309,7 +309,9 @@ impl Core {
             opened => opened?,
         };
         let state = open_state(&config, &host, &log, founding)?;
-        Core::assemble(config, host, engine, state, log, opened)
+        let unstarted = Core::assemble(config, host, engine, state, log, opened)?;
+        unstarted.core.apply.heals.store(true, std::sync::atomic::Ordering::Relaxed);
+        Ok(unstarted)
     }
 
     fn assemble(

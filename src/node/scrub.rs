@@ -1,7 +1,7 @@
 //! The worker "scrub": reads sealed segments at a bounded rate, so that damage is found while others have a good copy.
 
 use std::io::{Error, IoSlice};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -150,7 +150,7 @@ impl Worker for Scrub {
     }
 }
 
-fn read(disk: &dyn Disk, path: &PathBuf) -> Option<Round> {
+fn read(disk: &dyn Disk, path: &Path) -> Option<Round> {
     let file = disk.open(path).ok()?;
     let mut bytes = [0; LEN];
     let read = file.read_at(&mut bytes, 0).ok()?;
@@ -158,7 +158,7 @@ fn read(disk: &dyn Disk, path: &PathBuf) -> Option<Round> {
 }
 
 /// Not synced with its directory: a place that is lost costs a round, and no more.
-fn write(disk: &dyn Disk, path: &PathBuf, round: &Round) -> Result<(), Error> {
+fn write(disk: &dyn Disk, path: &Path, round: &Round) -> Result<(), Error> {
     let temporary = path.with_extension("new");
     let _none = disk.remove(&temporary);
     let bytes = round.encode();

@@ -54,10 +54,8 @@ struct Session {
     /// When handshake and syncup have to be over.
     deadline: Deadline,
     seen: Deadline,
-    /// The last entry of our log.
+    /// The last entry of our log, as the master was told.
     last: Option<Position>,
-    /// The last entry as the master was told.
-    told: Option<Position>,
     /// Bytes appended since the last ack.
     unacked: usize,
     /// When the last burst ended.
@@ -150,7 +148,6 @@ impl Receive {
             last,
             unacked: 0,
             last_burst: now,
-            told: None,
             expander: None,
             dialled: self.dialled.clone(),
         }));
@@ -266,9 +263,9 @@ impl Session {
         if shared.own.role == Role::Arbiter {
             return self.begin_marks(shared);
         }
-        self.told = shared.log.last();
+        self.last = shared.log.last();
         let ours = Syncup {
-            last: self.told,
+            last: self.last,
             committed: Vlsn::new(shared.known_committed()),
             history: syncup::history_of(&shared.log)?.spans().to_vec(),
         };
@@ -307,7 +304,7 @@ impl Session {
             return Err(FollowError::Installing);
         }
         let log = &shared.log;
-        if log.last() != self.told {
+        if log.last() != self.last {
             // It was healed further meanwhile: the answer is about another log.
             return Err(crate::channel::ChannelError::Closed.into());
         }
