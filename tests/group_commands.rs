@@ -525,3 +525,101 @@ fn the_five_commands_of_the_readme_work_as_they_stand_there() {
     assert!(output.status.success() && out.ends_with("hello\n"), "{out}{err}");
     assert!(out.starts_with("version ") && out.contains(" leads in term "), "{out}{err}");
 }
+
+/// Nodes with a log of small segments, and so many keys that some are sealed. They were stopped in good order.
+fn filled(nodes: usize) -> Group {
+    let more = "segment_bytes = 65536\nmax_payload = 32768\nmax_frame = 65536\nbatch_bytes = 16384\n";
+    let mut group = Group::start(&vec![more; nodes]);
+    group.until("all to count", |status| {
+        status["nodes"].as_array().unwrap().iter().filter(|row| row["admission"] == "full").count() == nodes
+    });
+    for key in 0..12 {
+        exits(0, &["kv", "put", "--config", &group.config(), &format!("k{key}"), &"v".repeat(20_000)]);
+    }
+    group.until("all to be at rest", |status| {
+        let rows = status["nodes"].as_array().unwrap();
+        rows.iter().all(|row| row["durable"] == status["committed"] && row["applied"] == status["committed"])
+    });
+    let at = nodes - 1;
+    group.process(at).signal("TERM");
+    assert!(group.nodes[at].as_mut().unwrap().0.wait().unwrap().success());
+    group.kill(at);
+    group
+}
+
+/// The segments of a node's log.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(dir.join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "seg"));
+    found.sort();
+    found
+}
+
+/// Flips a byte of the first key's value in a segment.
+fn flip(segment: &Path) {
+    let mut bytes = fs::read(segment).unwrap();
+    let at = bytes.windows(100).position(|some| some == [b'v'; 100]).unwrap();
+    bytes[at + 50] ^= 1;
+    fs::write(segment, bytes).unwrap();
+}
+
+#[test]
+fn a_stopped_nodes_log_is_repaired_from_a_running_node_and_never_dropped_beside_others() {
+    let mut group = filled(3);
+    let path = group.file(2).with_extension("");
+    let dir = path.to_str().unwrap();
+    assert_eq!(exits(0, &["log", "repair", dir]), "no damage\n");
+    let running = group.file(0).with_extension("");
+    assert!(exits(1, &["log", "repair", running.to_str().unwrap()]).contains("is in use by a running node"));
+    let first = segments(&path)[0].clone();
+    flip(&first);
+    let damaged = fs::read(&first).unwrap();
+    let said = exits(1, &["log", "repair", dir]);
+    assert!(said.contains("DAMAGE in ") && said.contains("--from ADDRESS would fetch"), "{said}");
+    assert!(exits(1, &["log", "repair", dir, "--drop"]).contains("several nodes with data (n1, n2, n3)"));
+    // Nobody listens there.
+    let nobody = format!("127.0.0.1:{}", port());
+    let said = exits(1, &["log", "repair", dir, "--from", &nobody]);
+    assert!(said.contains("is not healed") && said.contains("\n1 damaged places remain\n"), "{said}");
+    assert_eq!(fs::read(&first).unwrap(), damaged, "what was not healed is as it was");
+    let said = exits(0, &["log", "repair", dir, "--from", &format!("{nobody},{}", group.at(0))]);
+    assert!(
+        said.contains("is healed: 1 entries were fetched") && said.ends_with("the log is whole\n"),
+        "{said}"
+    );
+    exits(0, &["log", "verify", dir]);
+    group.run(2);
+    group.until("it to follow", |status| {
+        is(status, "n3", "part", "replica") || is(status, "n3", "part", "master")
+    });
+    assert_eq!(exits(0, &["kv", "get", "--stale", "--at", &group.at(2), "k0"]).len(), 20_001);
+}
+
+#[test]
+fn the_log_of_a_node_that_is_alone_is_cut_at_damage_by_order_only_and_what_is_cut_is_kept() {
+    let mut group = filled(1);
+    let path = group.file(0).with_extension("");
+    let dir = path.to_str().unwrap();
+    let all = segments(&path);
+    assert!(all.len() > 2);
+    flip(&all[all.len() - 1]);
+    // The node refuses by name, and changes nothing.
+    group.run(0);
+    assert!(!group.nodes[0].as_mut().unwrap().0.wait().unwrap().success());
+    let said = fs::read_to_string(group.output(0)).unwrap();
+    assert!(said.contains("quorate log repair"), "{said}");
+    flip(&all[1]);
+    let said = exits(1, &["log", "repair", dir]);
+    assert!(said.contains("--drop would save VLSN "), "{said}");
+    assert_eq!(segments(&path), all);
+    let said = exits(0, &["log", "repair", dir, "--drop"]);
+    assert!(said.contains("dropped VLSN ") && said.contains("has to start empty"), "{said}");
+    assert!(said.ends_with("the log is whole\n"), "{said}");
+    let kept: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("kept in ")).collect();
+    assert_eq!(kept.len(), all.len() - 1, "{said}");
+    for file in kept {
+        assert!(Path::new(file).is_file(), "{file}");
+    }
+    exits(0, &["log", "verify", dir]);
+}

@@ -15,9 +15,9 @@ use quorate::clock::Wait;
 use quorate::disk::{Disk, RealDisk};
 use quorate::entry::{EntryRef, Header};
 use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace};
-use quorate::members::Standing;
+use quorate::members::{Change, Standing};
 use quorate::wire::message::{ControlReply, Message, Order};
-use quorate::{Policy, Vlsn};
+use quorate::{Node, NodeError, Policy, Vlsn};
 
 use common::{GROUP, TestDisk, fill, read_all, settle, v};
 use stage::Stage;
@@ -109,6 +109,10 @@ fn filled(seed: u64) -> Stage {
     stage
 }
 
+fn now(stage: &Stage) -> quorate::clock::Deadline {
+    quorate::clock::Clock::now(&*stage.sim.clock())
+}
+
 /// Has a node scrub now, and waits until it has found something.
 fn scrub(stage: &Stage, at: usize) {
     let found = stage.node(at).log().damages_found().get();
@@ -158,6 +162,145 @@ fn a_damaged_master_steps_down_and_serves_nothing_of_it_until_it_is_healed() {
     stage.sim.net().heal();
     stage.until("healing", || stage.node(master).log().damages_healed() == 1);
     healed(&stage);
+}
+
+#[test]
+fn a_damaged_master_hands_over_to_an_heir_that_has_everything() {
+    for seed in 60..70 {
+        let stage = filled(seed);
+        let old = stage.master();
+        let (path, offset, len) = places(&stage, old)[&v(20)].clone();
+        flip(&stage, old, &path, offset + len as u64 - 1);
+        let began = now(&stage);
+        assert!(stage.node(old).log().payload(v(20)).is_err());
+        let others: Vec<usize> = (0..3).filter(|at| *at != old).collect();
+        stage.until("an heir", || stage.leader_of(&others).is_some());
+        // Without a word from the old master they would have waited for longer.
+        assert!(now(&stage) - began < stage::TIMEOUT, "seed {seed}");
+        healed(&stage);
+    }
+}
+
+#[test]
+fn a_damaged_list_of_members_or_slots_poisons_nobody_and_its_node_does_not_lead_by_an_older_one() {
+    for seed in 70..80 {
+        let mut stage = Stage::group(seed, &NAMES);
+        let master = stage.master();
+        let [at, gone] = [(master + 1) % 3, (master + 2) % 3];
+        let removed = common::nodes::id(NAMES[gone]);
+        let mut listed = None;
+        stage.until("the change", || {
+            listed = listed.or(stage
+                .node(master)
+                .change(&Change::Remove(removed.clone()))
+                .ok()
+                .map(|one| one.token.vlsn));
+            listed.is_some()
+        });
+        stage.crash(gone);
+        let mut slot = None;
+        stage.until("the slot", || {
+            slot = slot.or(stage.node(master).create_slot("backup", None).ok().map(|one| one.token.vlsn));
+            slot.is_some()
+        });
+        for number in 0..60_u8 {
+            stage.write_among(&[master, at], &vec![number | 1; 2000]);
+        }
+        stage.run(Duration::from_millis(100));
+        stage.actors[at].sim.kill();
+        stage.actors[at].up = None;
+        let places = places(&stage, at);
+        for vlsn in [listed.unwrap(), slot.unwrap()] {
+            let (path, offset, len) = places[&vlsn].clone();
+            flip(&stage, at, &path, offset + len as u64 - 1);
+        }
+        // Nobody can heal it yet.
+        stage.isolate(at);
+        stage.open(at);
+        stage.run(stage::TIMEOUT * 20);
+        let node = stage.node(at);
+        assert_eq!((node.leads(), node.status().failed), (None, None), "seed {seed}");
+        assert!(!node.log().damaged().is_empty());
+        assert!(node.members().find(&removed).is_some(), "an older list tells whom to ask");
+        stage.sim.net().heal();
+        stage.until("the list to be back", || stage.node(at).members().find(&removed).is_none());
+        healed(&stage);
+        assert!(stage.node(at).slots().find("backup").is_some());
+    }
+}
+
+#[test]
+fn damage_that_everybody_else_has_pruned_and_nobody_needs_is_dropped_and_bars_nobody() {
+    for seed in 90..96 {
+        let stage = filled(seed);
+        let master = stage.master();
+        let at = (master + 1) % 3;
+        // This node keeps its log for somebody; the others do not.
+        let pin = stage.node(at).log().pin("subscription:late", v(1));
+        let (path, offset, len) = places(&stage, at)[&v(20)].clone();
+        stage.until("the others to have pruned it", || {
+            let oldest = |node: usize| {
+                let _perhaps_later = stage.node(node).prune(v(60));
+                stage.node(node).log().oldest()
+            };
+            (0..3).filter(|node| *node != at).all(|node| oldest(node) > Some(v(25)))
+        });
+        assert!(stage.node(at).log().oldest() < Some(v(20)));
+        flip(&stage, at, &path, offset + len as u64 - 1);
+        assert!(stage.node(at).log().payload(v(20)).is_err());
+        assert!(pin.holds());
+        stage.until("it to be dropped", || stage.node(at).log().damaged().is_empty());
+        assert!(stage.node(at).log().oldest() > Some(v(20)), "seed {seed}");
+        assert!(!pin.holds(), "who needs it is told");
+        // It may lead again.
+        stage.until("it to lead", || {
+            let _perhaps_later = stage
+                .node(stage.master())
+                .transfer(Some(&common::nodes::id(NAMES[at])), Duration::from_secs(1));
+            stage.node(at).leads().is_some()
+        });
+        stage.write(b"after");
+        stage.agreed();
+    }
+}
+
+#[test]
+fn a_node_that_is_alone_refuses_damage_by_name_and_drops_nothing() {
+    for (seed, sealed) in [(80, false), (81, true)] {
+        let mut stage = Stage::group(seed, &["n1"]);
+        for number in 0..60_u8 {
+            stage.write(&vec![number | 1; 2000]);
+        }
+        stage.run(Duration::from_millis(100));
+        let last = stage.node(0).last();
+        stage.actors[0].sim.kill();
+        stage.actors[0].up = None;
+        let all = segments(&stage, 0);
+        assert!(all.len() > 2);
+        let disk = stage.actors[0].sim.disk();
+        if sealed {
+            disk.remove(&all[1]).unwrap();
+        } else {
+            let places = places(&stage, 0);
+            let (_, (path, offset, len)) =
+                places.iter().find(|(_, (path, ..))| path == &all[all.len() - 1]).unwrap();
+            flip(&stage, 0, path, offset + *len as u64 / 2);
+        }
+        let before = disk.list(&log_dir(&stage, 0)).unwrap();
+        for _ in 0..2 {
+            let error = stage.try_open(0).map(|_: Node| ()).unwrap_err();
+            assert!(
+                matches!(error, NodeError::DamagedAlone { to, .. } if to >= last.map(|last| last.vlsn) || sealed),
+                "{error}"
+            );
+            assert!(error.to_string().contains("quorate log repair"), "{error}");
+        }
+        let after = disk.list(&log_dir(&stage, 0)).unwrap();
+        assert!(
+            before.iter().all(|name| name.ends_with(".new") || after.contains(name)),
+            "{before:?} {after:?}"
+        );
+    }
 }
 
 #[test]

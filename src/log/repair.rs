@@ -246,6 +246,11 @@ impl Wounded {
         self.segment.first
     }
 
+    /// The segment's last entry.
+    pub fn last(&self) -> Vlsn {
+        self.last.vlsn
+    }
+
     /// Trusts nothing that is in the old file any more.
     pub fn distrust(&mut self) {
         self.good.clear();

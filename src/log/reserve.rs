@@ -62,9 +62,10 @@ impl TruncateError {
     }
 }
 
-/// Bytes of the reserve: a rollback writes what it saves, and a segment in the place of the one with the cut.
+/// Bytes of the reserve. A rollback may write a segment for what was only staged, what it saves, and a segment in the place of the
+/// one with the cut; what it removes gives no space back while it is mapped.
 fn len(capacity: u64) -> u64 {
-    2 * capacity + SMALL_FILES
+    3 * capacity + SMALL_FILES
 }
 
 /// Does something that can be repeated; if the disk is full, once more with the space that is kept for that.

@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 
 use crate::ids::{Position, Vlsn, VlsnRange};
 use crate::log::core::Core;
-use crate::log::error::{Failed, FileDamage, OpenError, TruncateError};
+use crate::log::error::{Failed, FileDamage, IoFailure, OpenError, TruncateError};
 use crate::log::flush::FlushSide;
 use crate::log::format::{
     INTENT_LEN, Intent, SEGMENT_HEADER_LEN, SegmentHeader, first_in_name, saved_name, segment_name,
 };
-use crate::log::index::{read_whole, write_whole};
+use crate::log::index::{create_anew, read_whole, write_whole};
 use crate::log::life::Life;
 use crate::log::recover::{Place, Recovered, recover, remove_segment, remove_sidecar, sync_dir};
 use crate::log::reserve::Full;
@@ -186,10 +186,19 @@ fn begin_cut(
     write_whole(place.disk, dir, INTENT_NAME, &intent.encode(place.config.group))?;
     sync_dir(place)?;
     let sources = sources_after(place, &segments(&names), keep, from)?;
+    let content: u64 = sources.iter().map(|source| source.to - source.from).sum();
+    has_room(place, 2 * SEGMENT_HEADER_LEN as u64 + content + place.capacity)?;
     let saved = dir.join(saved_name(from, to, intent.number));
     write_segment(place.disk, place.clock, &saved, 0, (place.config.group, from, keep), &sources)?;
     sync_dir(place)?;
     Ok((intent, saved))
+}
+
+/// Finds out whether there is room for all that a cut writes, while it can still be left alone.
+fn has_room(place: Place<'_>, len: u64) -> Result<(), IoFailure> {
+    let path = place.config.dir.join("room.new");
+    drop(create_anew(place.disk, &path, len)?);
+    place.disk.remove(&path).failed("remove", &path)
 }
 
 /// Puts a shorter file in the place of the segment with the cut, removes the later ones, and then the intent. Can be

@@ -23,6 +23,7 @@ mod scrub;
 mod slots;
 mod snapshots;
 mod source;
+mod unhealable;
 mod verify;
 
 pub use self::core::{Answer, Host, NodeError, TokenError};

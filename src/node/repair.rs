@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::election::ask::{Asking, Next, OnAnswer, Question};
-use crate::ids::{Term, Vlsn, VlsnRange};
+use crate::ids::{NodeId, Term, Vlsn, VlsnRange};
 use crate::log::{Copies, MendError, Wounded};
 use crate::node::group::Shared;
+use crate::node::unhealable::Lacking;
 use crate::runtime::Running;
 use crate::watermark::Watermark;
 use crate::wire::message::{EntryRequest, Message, Survey};
@@ -26,6 +27,8 @@ pub(super) struct Mending {
     /// The worker "repair", to be woken when something came.
     pub repair: OnceLock<Arc<dyn Running>>,
     pool: Mutex<Copies>,
+    /// Who lacks the first entry that is missing now.
+    lacking: Mutex<Lacking>,
 }
 
 impl Default for Mending {
@@ -35,6 +38,7 @@ impl Default for Mending {
             scrub: Mutex::default(),
             repair: OnceLock::new(),
             pool: Mutex::default(),
+            lacking: Mutex::default(),
         }
     }
 }
@@ -42,6 +46,10 @@ impl Default for Mending {
 impl Mending {
     pub fn scrub_now(&self) {
         self.orders.advance(self.orders.get() + 1);
+    }
+
+    pub fn lacking(&self) -> Lacking {
+        self.lacking.lock().clone()
     }
 
     /// The node closes.
@@ -89,8 +97,8 @@ impl Repair {
         for (turn, to) in whom.into_iter().enumerate() {
             let group = node.core.config.group;
             let message = Message::Survey(Survey { group, node: node.own.id.clone(), after: None });
-            let talk = Talk { node: Arc::downgrade(node), missing: missing.to_vec(), next: None, said: 0 };
-            let mut talk = talk;
+            let (node_of, missing) = (Arc::downgrade(node), missing.to_vec());
+            let mut talk = Talk { node: node_of, missing, peer: None, next: None, said: 0 };
             let on_answer: OnAnswer = Box::new(move |_, message, channel| talk.heard(message, channel));
             let term = node.election.term();
             let question = Question { to, term, message, until, on_answer: Some(on_answer) };
@@ -102,6 +110,7 @@ impl Repair {
         self.wounded = None;
         self.next = None;
         node.mending.pool.lock().clear();
+        node.mending.lacking.lock().clear();
         // The members may have been read from an older list.
         node.reload_members();
         node.reload_slots();
@@ -180,6 +189,12 @@ impl Worker for Repair {
         }
         let due = self.next.filter(|due| now < *due);
         let Some(due) = due else {
+            if node.drop_unhealable(wounded) {
+                self.finish(&node);
+                return Ok(Step::Worked);
+            }
+            // Whoever lacked it then may have it now.
+            node.mending.lacking.lock().clear();
             self.next = Some(now + round);
             self.ask(&node, &missing, now + round);
             return Ok(Step::Worked);
@@ -192,6 +207,7 @@ impl Worker for Repair {
 struct Talk {
     node: Weak<Shared>,
     missing: Vec<VlsnRange>,
+    peer: Option<NodeId>,
     /// The entry that was asked for last.
     next: Option<Vlsn>,
     said: u64,
@@ -201,7 +217,10 @@ impl Talk {
     fn heard(&mut self, message: &Message<'_>, channel: &dyn Channel) -> Next {
         let Some(node) = self.node.upgrade() else { return Next::Done };
         let next = match (message, self.next) {
-            (Message::SurveyReply(_), None) => self.missing.first().map(|gap| gap.first()),
+            (Message::SurveyReply(reply), None) => {
+                self.peer = Some(reply.node.clone());
+                self.missing.first().map(|gap| gap.first())
+            }
             (Message::Entries(entries), Some(asked)) => {
                 let gap = self.missing.iter().find(|gap| gap.last() >= asked).copied();
                 let next = gap.and_then(|gap| node.mending.pool.lock().take(entries.run, gap));
@@ -209,7 +228,13 @@ impl Talk {
                 Some(next.unwrap_or(asked.next()))
             }
             // It has not got this one, and perhaps the next.
-            (Message::Nack(_), Some(asked)) => Some(asked.next()),
+            (Message::Nack(_), Some(asked)) => {
+                let first = self.missing.first().is_some_and(|gap| gap.first() == asked);
+                if let Some(peer) = self.peer.take().filter(|_| first) {
+                    node.mending.lacking.lock().insert(peer);
+                }
+                Some(asked.next())
+            }
             _ => None,
         };
         let Some(next) = next else { return Next::Done };

@@ -79,7 +79,7 @@ impl Shared {
 
     /// Where the last lists of members and slots stand that were in force where the engine is: a snapshot of it has to have
     /// them.
-    fn stated(&self) -> [Option<Vlsn>; 2] {
+    pub fn stated(&self) -> [Option<Vlsn>; 2] {
         let apply = &self.core.apply;
         let settled = Vlsn::new(apply.committed.get().min(apply.checkpointed.get()));
         let log = &self.core.log;
@@ -168,7 +168,7 @@ impl Shared {
         }
     }
 
-    fn let_go(&self, pin: &PinInfo, why: Invalid) {
+    pub fn let_go(&self, pin: &PinInfo, why: Invalid) {
         if self.core.log.give_up(pin.number) {
             let PinInfo { owner, from, .. } = pin.clone();
             log::warn!(

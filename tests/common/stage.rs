@@ -112,9 +112,14 @@ impl Stage {
     }
 
     pub fn open(&mut self, at: usize) {
-        let (host, actor) = (self.host(at), &mut self.actors[at]);
+        let opened = self.try_open(at).unwrap();
+        self.actors[at].up = Some(opened);
+    }
+
+    pub fn try_open(&self, at: usize) -> Result<Node, quorate::NodeError> {
+        let (host, actor) = (self.host(at), &self.actors[at]);
         let engine = Box::new(Ledger(Arc::clone(&actor.book)));
-        actor.up = Some(Node::open(actor.config.clone(), engine, host).unwrap());
+        Node::open(actor.config.clone(), engine, host)
     }
 
     /// Joins with an empty directory, by way of `seed`.

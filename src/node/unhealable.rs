@@ -1,0 +1,140 @@
+//! Damage that nobody can heal, because everybody else has pruned what was there.
+
+use crate::ids::{NodeId, Vlsn};
+use crate::log::Wounded;
+use crate::members::Role;
+use crate::node::group::Shared;
+use crate::retention::is_bounded;
+use crate::slots::Invalid;
+
+/// What follows from damage in a sealed segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unhealable {
+    /// Somebody may have it, or something of it is needed still.
+    Wait,
+    /// Nobody needs it: everything before this goes.
+    Drop(Vlsn),
+    /// The engine has not applied it durably, and nobody has it.
+    Needed,
+}
+
+/// What is known of the segment and its node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    /// The segment's last entry.
+    pub last: Vlsn,
+    /// There are other members with data, and each has said that it lacks what is missing.
+    pub all_lack: bool,
+    pub committed: Option<Vlsn>,
+    pub checkpointed: Option<Vlsn>,
+    /// Where the lists of members and slots stand that were in force at the checkpoint.
+    pub stated: [Option<Vlsn>; 2],
+}
+
+/// Decides: nothing goes that is not committed, in the engine for good, and said again behind it.
+pub(super) fn judge(lost: &Lost) -> Unhealable {
+    let last = Some(lost.last);
+    if !lost.all_lack || last > lost.committed {
+        return Unhealable::Wait;
+    }
+    if last > lost.checkpointed {
+        return Unhealable::Needed;
+    }
+    if lost.stated.iter().flatten().any(|at| *at <= lost.last) {
+        return Unhealable::Wait;
+    }
+    Unhealable::Drop(lost.last.next())
+}
+
+impl Shared {
+    /// Lets go of a damaged segment, and all before it, if nobody has it and nobody needs it. Returns whether it did.
+    pub fn drop_unhealable(&self, wounded: &Wounded) -> bool {
+        let lacking = self.mending.lacking();
+        let members = self.roll.members();
+        let mut others =
+            members.iter().filter(|one| one.id != self.own.id && one.role != Role::Arbiter).peekable();
+        let all_lack = others.peek().is_some() && others.all(|one| lacking.contains(&one.id));
+        let apply = &self.core.apply;
+        let lost = Lost {
+            last: wounded.last(),
+            all_lack,
+            committed: Vlsn::new(apply.committed.get()),
+            checkpointed: Vlsn::new(apply.checkpointed.get()),
+            stated: self.stated(),
+        };
+        match judge(&lost) {
+            Unhealable::Wait => false,
+            Unhealable::Needed => {
+                log::error!(
+                    "{}: entries up to VLSN {} are damaged, no member has them any more, and the engine needs them: wipe \
+                     this directory and rejoin, which fetches a snapshot",
+                    self.own.id,
+                    lost.last
+                );
+                false
+            }
+            Unhealable::Drop(floor) => self.drop_below(floor),
+        }
+    }
+
+    fn drop_below(&self, floor: Vlsn) -> bool {
+        let log = &self.core.log;
+        let holders = log.pins();
+        for pin in holders.iter().filter(|pin| !pin.void && pin.from < floor && is_bounded(&pin.owner)) {
+            self.let_go(pin, Invalid::Gone);
+        }
+        match log.prune(floor) {
+            Ok(pruned) => {
+                let done = pruned.oldest.is_none_or(|oldest| oldest >= floor);
+                if done {
+                    log::warn!(
+                        "{}: the log begins at VLSN {floor} now: what was damaged before it nobody has or needs",
+                        self.own.id
+                    );
+                }
+                done
+            }
+            Err(error) => {
+                log::warn!("{}: damaged segments were not removed: {error}", self.own.id);
+                false
+            }
+        }
+    }
+}
+
+/// Who said that it lacks what is missing here.
+pub(super) type Lacking = std::collections::BTreeSet<NodeId>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_all_lack_and_nobody_needs_is_dropped() {
+        let v = Vlsn::new;
+        let drop = Unhealable::Drop(v(51).unwrap());
+        use Unhealable::{Needed, Wait};
+        // All lack it; committed; checkpointed; members; slots.
+        for (all_lack, committed, checkpointed, members, slots, expected) in [
+            (true, 90, 80, 0, 0, drop),
+            (true, 50, 50, 0, 0, drop),
+            (true, 90, 80, 51, 60, drop),
+            (false, 90, 80, 0, 0, Wait),
+            (true, 49, 49, 0, 0, Wait),
+            (true, 90, 49, 0, 0, Needed),
+            (true, 90, 0, 0, 0, Needed),
+            (false, 90, 49, 0, 0, Wait),
+            (true, 90, 80, 50, 0, Wait),
+            (true, 90, 80, 60, 3, Wait),
+        ] {
+            let lost = Lost {
+                last: v(50).unwrap(),
+                all_lack,
+                committed: v(committed),
+                checkpointed: v(checkpointed),
+                stated: [v(members), v(slots)],
+            };
+            assert_eq!(judge(&lost), expected, "{lost:?}");
+        }
+    }
+}
