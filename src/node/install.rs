@@ -10,6 +10,7 @@ use crate::ids::number;
 use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError, read_whole, write_whole};
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
+use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
 use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
 use crate::worker::Stop;
@@ -106,6 +107,7 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
+        _ if active(Bug::InstallBelowCommitted) => None,
         _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
@@ -118,7 +120,9 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     }
     let intent = Intent { digest: staged.digest(), at: at.vlsn, log: part };
     let log_dir = node.core.config.dir.join("log");
-    intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    if !active(Bug::InstallWithoutIntent) {
+        intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    }
     Ok(Begun::Install(part))
 }
 
@@ -132,7 +136,9 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
             LogPart::Replaced => Some(core.log.reset(base.at)?),
         };
         core.log.note_committed(base.at.vlsn);
-        store_base(disk, &core.config.dir, base)?;
+        if !active(Bug::BaseNotStored) {
+            store_base(disk, &core.config.dir, base)?;
+        }
         *node.base.lock() = Some(base.clone());
         Intent::forget(disk, &core.config.dir.join("log"))?;
         Ok(cut)
