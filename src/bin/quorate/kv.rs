@@ -34,6 +34,9 @@ const DATA: TableDefinition<'_, &[u8], Versioned> = TableDefinition::new("data")
 const POSITION: TableDefinition<'_, &str, u64> = TableDefinition::new("position");
 const APPLIED: &str = "applied";
 
+/// Bytes of the store that are kept in memory.
+const CACHE: usize = 64 << 20;
+
 /// So many verdicts on conditional writes are kept for the writers who wait for them.
 const MAX_VERDICTS: usize = 8192;
 
@@ -166,7 +169,7 @@ impl Kv {
     /// # Errors
     /// The database's, for instance if another process has it open.
     pub fn open(path: &Path) -> Result<Kv, EngineError> {
-        let db = Database::create(path)?;
+        let db = Database::builder().set_cache_size(CACHE).create(path)?;
         let first = db.begin_write()?;
         first.open_table(DATA)?;
         let applied = first.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
