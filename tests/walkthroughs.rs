@@ -56,7 +56,7 @@ fn count(said: &str, what: &str) -> usize {
 
 #[test]
 fn a_dead_node_is_replaced_as_the_page_says() {
-    let said = typed("## Replace a dead node");
+    let said = typed("## Walk through: a dead node");
     // The bytes that are there, and of how many.
     let fetches = said.lines().find(|line| line.starts_with("n3 fetches a snapshot at VLSN ")).unwrap();
     assert!(fetches.contains(" of 11.45 MiB"), "{said}");
@@ -74,7 +74,7 @@ fn a_dead_node_is_replaced_as_the_page_says() {
 
 #[test]
 fn a_group_is_restored_to_a_time_as_the_page_says() {
-    let said = typed("## Restore to a time");
+    let said = typed("## Walk through: back to a time");
     assert!(said.ends_with("hello\n") && !said.contains("mistake"), "{said}");
     for line in
         ["no damage", "log: same: ", " restored up to VLSN ", "new group 0d9f00112233445566778899aabbccdd"]
@@ -85,7 +85,7 @@ fn a_group_is_restored_to_a_time_as_the_page_says() {
 
 #[test]
 fn a_flipped_byte_is_named_and_healed_as_the_page_says() {
-    let said = typed("## A byte that flips");
+    let said = typed("## Walk through: a flipped byte");
     assert!(said.contains("DAMAGE in n2/log/") && said.contains("1 damaged places\n"), "{said}");
     let healed = said
         .find("n2 found 1 damaged places since it opened, and healed 1")

@@ -21,7 +21,7 @@ use crate::watermark::rest;
 use crate::wire::compress::Expander;
 use crate::wire::message::{
     Ack, Capabilities, Entries, Feed, Heartbeat, HeartbeatReply, Message, Nack, NackReason, NeedSnapshot,
-    Syncup, Welcome,
+    RejectReason, Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
