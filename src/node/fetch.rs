@@ -295,7 +295,13 @@ impl Fetcher {
         }
         let staging = self.staging.as_mut().ok_or_else(|| Failed::Again("nothing is staged".to_owned()))?;
         match message {
-            Message::SnapshotItem(item) => staging.item(item.item, &item.name)?,
+            Message::SnapshotItem(item) => {
+                staging.item(item.item, &item.name)?;
+                let before = staging.bytes() - staging.place().offset;
+                if let Some(status) = &mut *self.fetch.status.lock() {
+                    status.of = item.len.map(|len| before.saturating_add(len));
+                }
+            }
             Message::SnapshotChunk(chunk) => {
                 staging.chunk(chunk.at, chunk.bytes)?;
                 line.unsynced += chunk.bytes.len() as u64;

@@ -8,6 +8,7 @@ use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::ids::number;
 use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError, read_whole, write_whole};
+use crate::node::Event;
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
 use crate::planted::{Bug, active};
@@ -155,6 +156,7 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
     ties.slots_changed();
     following.end_install();
     log::info!("{} stands on the snapshot at VLSN {}", node.own.id, base.at.vlsn);
+    node.tell(Event::Installed { at: base.at.vlsn });
     Ok(())
 }
 

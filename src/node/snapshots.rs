@@ -46,6 +46,8 @@ struct Transfer {
     to: NodeId,
     at: AtomicU64,
     bytes: AtomicU64,
+    /// 0 for unknown.
+    of: AtomicU64,
 }
 
 impl Givings {
@@ -88,7 +90,7 @@ impl Givings {
                 peer: transfer.to.as_str().to_owned(),
                 at: Vlsn::new(transfer.at.load(Ordering::Relaxed))?,
                 bytes: transfer.bytes.load(Ordering::Relaxed),
-                of: None,
+                of: Some(transfer.of.load(Ordering::Relaxed)).filter(|of| *of > 0),
             })
         };
         held.live.values().filter_map(status).take(255).collect()
@@ -137,7 +139,7 @@ impl Shared {
         }
         let clock = Arc::clone(&self.core.clock);
         let transfer =
-            Arc::new(Transfer { to: request.node.clone(), at: AtomicU64::new(0), bytes: AtomicU64::new(0) });
+            Arc::new(Transfer { to: request.node.clone(), at: 0.into(), bytes: 0.into(), of: 0.into() });
         let (id, kept) = {
             let mut held = self.givings.0.lock();
             // An earlier connection of the same node has not noticed yet that it ended: it goes on when it has.
@@ -317,6 +319,7 @@ impl Give {
             Stage::Streams(mut giving) => {
                 let step = self.stream(node, &mut giving, wait);
                 self.transfer.bytes.store(giving.given(), Ordering::Relaxed);
+                self.transfer.of.store(giving.of().unwrap_or(0), Ordering::Relaxed);
                 self.stage = Stage::Streams(giving);
                 step
             }

@@ -145,6 +145,12 @@ impl Giving {
         before + self.acked.offset
     }
 
+    /// Bytes of all items up to the one that is read, if the engine knows how long that is.
+    pub fn of(&self) -> Option<u64> {
+        let before: u64 = self.done.iter().map(|item| item.len).sum();
+        self.reading.as_ref().map_or(Some(before), |(item, _)| Some(before.saturating_add(item.len?)))
+    }
+
     /// Whether a receiver that has everything before `from` can go on with this.
     pub fn reaches(&self, id: SnapshotId, from: SnapshotPlace) -> bool {
         id == self.id && self.acked <= from && from <= self.here
