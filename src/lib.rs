@@ -80,7 +80,7 @@
 //!
 //! # What is not there yet
 //!
-//! Snapshots, encryption and authentication are yet to come. A semi-sync or async write says [`Outcome::Acked`] or
+//! Encryption and authentication are yet to come. A semi-sync or async write says [`Outcome::Acked`] or
 //! [`Outcome::Degraded`], and may be lost with the master.
 //!
 //! # Features

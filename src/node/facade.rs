@@ -51,6 +51,11 @@ pub enum Event {
         /// The file that keeps them.
         saved: Option<std::path::PathBuf>,
     },
+    /// Its engine and log have been put on a snapshot that it fetched.
+    Installed {
+        /// Where the snapshot stands.
+        at: Vlsn,
+    },
     /// Entries were removed from the log before they were archived: nothing can ever be restored to them. Archiving goes on
     /// with a new base.
     ArchiveGap {

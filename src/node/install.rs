@@ -8,8 +8,10 @@ use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::ids::number;
 use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError, read_whole, write_whole};
+use crate::node::Event;
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
+use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
 use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
 use crate::worker::Stop;
@@ -106,6 +108,7 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
+        _ if active(Bug::InstallBelowCommitted) => None,
         _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
@@ -118,7 +121,9 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     }
     let intent = Intent { digest: staged.digest(), at: at.vlsn, log: part };
     let log_dir = node.core.config.dir.join("log");
-    intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    if !active(Bug::InstallWithoutIntent) {
+        intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    }
     Ok(Begun::Install(part))
 }
 
@@ -132,7 +137,9 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
             LogPart::Replaced => Some(core.log.reset(base.at)?),
         };
         core.log.note_committed(base.at.vlsn);
-        store_base(disk, &core.config.dir, base)?;
+        if !active(Bug::BaseNotStored) {
+            store_base(disk, &core.config.dir, base)?;
+        }
         *node.base.lock() = Some(base.clone());
         Intent::forget(disk, &core.config.dir.join("log"))?;
         Ok(cut)
@@ -149,6 +156,7 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
     ties.slots_changed();
     following.end_install();
     log::info!("{} stands on the snapshot at VLSN {}", node.own.id, base.at.vlsn);
+    node.tell(Event::Installed { at: base.at.vlsn });
     Ok(())
 }
 

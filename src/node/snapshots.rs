@@ -12,13 +12,15 @@ use crate::apply::desk::{Answer, NoSnapshot, Snapshot};
 use crate::base::Base;
 use crate::channel::{Channel, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
+use crate::config::Config;
 use crate::ids::{NodeId, TermSpan, Vlsn};
 use crate::log::ScanError;
 use crate::members::Members;
 use crate::node::group::{Shared, refuse};
+use crate::planted::{Bug, active};
 use crate::runtime::Running;
 use crate::slots::Slots;
-use crate::snapshot::{Giving, GivingError};
+use crate::snapshot::{Giving, GivingError, chunk_len};
 use crate::wire::message::{
     Message, RejectReason, SnapshotBegin, SnapshotId, SnapshotPlace, SnapshotRequest, TransferStatus,
 };
@@ -44,6 +46,8 @@ struct Transfer {
     to: NodeId,
     at: AtomicU64,
     bytes: AtomicU64,
+    /// 0 for unknown.
+    of: AtomicU64,
 }
 
 impl Givings {
@@ -86,7 +90,7 @@ impl Givings {
                 peer: transfer.to.as_str().to_owned(),
                 at: Vlsn::new(transfer.at.load(Ordering::Relaxed))?,
                 bytes: transfer.bytes.load(Ordering::Relaxed),
-                of: None,
+                of: Some(transfer.of.load(Ordering::Relaxed)).filter(|of| *of > 0),
             })
         };
         held.live.values().filter_map(status).take(255).collect()
@@ -135,7 +139,7 @@ impl Shared {
         }
         let clock = Arc::clone(&self.core.clock);
         let transfer =
-            Arc::new(Transfer { to: request.node.clone(), at: AtomicU64::new(0), bytes: AtomicU64::new(0) });
+            Arc::new(Transfer { to: request.node.clone(), at: 0.into(), bytes: 0.into(), of: 0.into() });
         let (id, kept) = {
             let mut held = self.givings.0.lock();
             // An earlier connection of the same node has not noticed yet that it ended: it goes on when it has.
@@ -165,7 +169,7 @@ impl Shared {
         let worker = Give {
             node: Arc::downgrade(self),
             now: clock.now(),
-            deadline: clock.now() + self.core.config.snapshot_patience,
+            deadline: clock.now() + silence(&self.core.config),
             clock,
             channel: Arc::clone(channel),
             buffer: ReceiveBuffer::default(),
@@ -192,6 +196,12 @@ impl Shared {
             *place = Some(running);
         }
     }
+}
+
+/// For how long a receiver may be silent: beside the patience, while chunks are under way at the slowest rate and it syncs.
+fn silence(config: &Config) -> Duration {
+    let chunks = 2 * chunk_len(config.max_frame) as u64 * 1_000_000_000 / config.snapshot_bytes_per_second;
+    config.snapshot_patience + config.peer_timeout * 2 + Duration::from_nanos(chunks)
 }
 
 /// Gives one snapshot on one connection.
@@ -267,6 +277,10 @@ impl Give {
         if Some(at) < self.request.at_least {
             return Err(self.reject(node, RejectReason::NoSnapshot));
         }
+        let at = match active(Bug::SnapshotPositionLater) {
+            true => Vlsn::new(node.core.apply.applied.get()).unwrap_or(at),
+            false => at,
+        };
         let base = node.base_at(at).map_err(|error| {
             log::warn!("the base of a snapshot at VLSN {at} can't be told: {error}");
             self.reject(node, RejectReason::NoSnapshot)
@@ -278,8 +292,8 @@ impl Give {
             session: identity.session,
             number: node.core.host.runtime.random(),
         };
-        self.stage =
-            Stage::Begins(Box::new(Giving::new(id, base.encode(), source)), SnapshotPlace::default());
+        let giving = Giving::new(id, base.encode(), source, node.core.config.max_frame);
+        self.stage = Stage::Begins(Box::new(giving), SnapshotPlace::default());
         Ok(())
     }
 
@@ -305,6 +319,7 @@ impl Give {
             Stage::Streams(mut giving) => {
                 let step = self.stream(node, &mut giving, wait);
                 self.transfer.bytes.store(giving.given(), Ordering::Relaxed);
+                self.transfer.of.store(giving.of().unwrap_or(0), Ordering::Relaxed);
                 self.stage = Stage::Streams(giving);
                 step
             }
@@ -361,7 +376,7 @@ impl Give {
         }
         self.expected += 1;
         giving.acknowledge(ack.at)?;
-        self.deadline = self.clock.now() + node.core.config.snapshot_patience;
+        self.deadline = self.clock.now() + silence(&node.core.config);
         if giving.is_whole() { Err(Ended::Whole) } else { Ok(()) }
     }
 }

@@ -163,7 +163,7 @@ pub struct TransferStatus {
     pub at: Vlsn,
     /// Bytes that are there.
     pub bytes: u64,
-    /// Bytes of the whole, if known.
+    /// Of so many, if the engine knew beforehand how long the present item is: bytes of all items up to that one.
     pub of: Option<u64>,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate::archive::{ArchiveConfig, DirArchive};
+use quorate::config::Snapshots;
 use quorate::disk::RealDisk;
 use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
@@ -55,6 +56,10 @@ struct File {
     scrub_every_ms: Option<u64>,
     lag_limit: Option<u64>,
     max_connections: Option<usize>,
+    snapshots: Option<String>,
+    max_snapshots: Option<usize>,
+    snapshot_bytes_per_second: Option<u64>,
+    snapshot_patience_ms: Option<u64>,
     compression: Option<String>,
     plaintext: Option<String>,
     archive: Option<ArchiveTable>,
@@ -254,6 +259,11 @@ impl File {
         set(&mut base.scrub_every, self.scrub_every_ms.map(Duration::from_millis));
         set(&mut base.lag_limit, self.lag_limit);
         set(&mut base.max_connections, self.max_connections);
+        let snapshots = [("automatic", Snapshots::Automatic), ("manual", Snapshots::Manual)];
+        set(&mut base.snapshots, one_of("snapshots", self.snapshots.as_deref(), &snapshots)?);
+        set(&mut base.max_snapshots, self.max_snapshots);
+        set(&mut base.snapshot_bytes_per_second, self.snapshot_bytes_per_second);
+        set(&mut base.snapshot_patience, self.snapshot_patience_ms.map(Duration::from_millis));
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
         set(&mut base.compression, one_of("compression", self.compression.as_deref(), &compression)?);
         let plaintext = [("loopback-only", Plaintext::LoopbackOnly), ("allowed", Plaintext::Allowed)];
@@ -334,7 +344,7 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 13] = [
+const DURATIONS: [&str; 14] = [
     "archive.every",
     "lazy_flush",
     "heartbeat",
@@ -347,6 +357,7 @@ const DURATIONS: [&str; 13] = [
     "slot_every",
     "retention_every",
     "scrub_every",
+    "snapshot_patience",
     "election_timeout",
 ];
 

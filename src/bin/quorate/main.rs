@@ -21,6 +21,7 @@ mod restore;
 mod service;
 mod slots;
 mod status;
+mod transfer;
 mod verify;
 
 use std::io::{self, IsTerminal, Write};
