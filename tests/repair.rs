@@ -268,7 +268,7 @@ fn damage_that_everybody_else_has_pruned_and_nobody_needs_is_dropped_and_bars_no
 fn a_node_that_is_alone_refuses_damage_by_name_and_drops_nothing() {
     for (seed, sealed) in [(80, false), (81, true)] {
         let mut stage = Stage::group(seed, &["n1"]);
-        for number in 0..60_u8 {
+        for number in 0..100_u8 {
             stage.write(&vec![number | 1; 2000]);
         }
         stage.run(Duration::from_millis(100));
