@@ -23,6 +23,7 @@ use crate::node::doubt::Doubt;
 use crate::node::engine_digest::EngineDigests;
 use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
+use crate::node::lacking::Lacking;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
 use crate::node::repair::Mending;
@@ -88,6 +89,7 @@ pub(super) struct Shared {
     pub base: Mutex<Option<Base>>,
     pub givings: Givings,
     pub fetching: Fetching,
+    pub lacking: Lacking,
 }
 
 /// What has ended, and whose threads are still to be joined.
@@ -273,7 +275,11 @@ impl Office for Ties {
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         let installing = node.following.get().is_some_and(|following| following.is_installing());
-        node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent && !installing
+        node.core.poison.reason().is_none()
+            && !node.core.log.poisoned()
+            && !recent
+            && !installing
+            && !node.core.apply.lacks()
     }
 
     fn whole(&self) -> bool {
@@ -301,7 +307,8 @@ impl Office for Ties {
 
     fn take_office(&self, term: Term) -> bool {
         let Some(node) = self.0.upgrade() else { return false };
-        if node.following.get().is_some_and(|following| following.is_installing()) {
+        if node.following.get().is_some_and(|following| following.is_installing()) || node.core.apply.lacks()
+        {
             return false;
         }
         let opening = match open_term(&node.core, term) {

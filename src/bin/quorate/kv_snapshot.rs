@@ -5,17 +5,23 @@ use std::io::{BufReader, Read};
 
 use quorate::engine::{EngineError, EngineSnapshot, Item, Items};
 use quorate::ids::Vlsn;
-use redb::{Database, Durability, Range, ReadableDatabase};
+use redb::{Database, Durability, Range, ReadableDatabase, ReadableTableMetadata};
 
 use super::{APPLIED, DATA, POSITION, Versioned};
 
 const RECORDS: &str = "records";
 /// No key or value is longer: an entry has room for both.
 const LONGEST: u32 = 1 << 30;
+/// Bytes of a record beside its key and value.
+const FIELDS: u64 = 4 + 8 + 4;
+/// From so many records it is guessed how long all are.
+const SAMPLE: usize = 256;
 
 /// The store as of one entry. It is a read transaction: what is written meanwhile goes to other pages.
 pub(super) struct Frozen {
     at: Vlsn,
+    /// About as many bytes are in all records.
+    bytes: u64,
     records: Range<'static, &'static [u8], Versioned>,
     begun: bool,
     /// A record that did not fit, from `taken` on.
@@ -29,8 +35,15 @@ impl Frozen {
         let txn = db.begin_read()?;
         let applied = txn.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
         let Some(at) = Vlsn::new(applied) else { return Ok(None) };
-        let records = txn.open_table(DATA)?.range::<&[u8]>(..)?;
-        Ok(Some(Frozen { at, records, begun: false, record: Vec::new(), taken: 0 }))
+        let data = txn.open_table(DATA)?;
+        let (mut seen, mut bytes) = (0, 0);
+        for pair in data.range::<&[u8]>(..)?.take(SAMPLE) {
+            let (key, value) = pair?;
+            (seen, bytes) = (seen + 1, bytes + FIELDS + (key.value().len() + value.value().1.len()) as u64);
+        }
+        let bytes = if seen == 0 { 0 } else { (u128::from(bytes) * u128::from(data.len()?) / seen) as u64 };
+        let records = data.range::<&[u8]>(..)?;
+        Ok(Some(Frozen { at, bytes, records, begun: false, record: Vec::new(), taken: 0 }))
     }
 
     fn next_record(&mut self) -> Result<bool, EngineError> {
@@ -51,6 +64,10 @@ impl Frozen {
 impl EngineSnapshot for Frozen {
     fn at(&self) -> Vlsn {
         self.at
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        Some(self.bytes)
     }
 
     fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
