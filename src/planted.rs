@@ -46,6 +46,18 @@ pub enum Bug {
     TruncateBelowCommitted,
     ArbiterAcksBeforePersisting,
     LowerTermAccepted,
+    SnapshotPositionLater,
+    InstallWithoutIntent,
+    InstallBelowCommitted,
+    BaseNotStored,
+    PruneBeyondCheckpoint,
+    PruneIgnoresSlots,
+    ArchiveUncommitted,
+    ArchiveHidesGap,
+    RestoreKeepsTerm,
+    DamagedNodeLeads,
+    DamagedServed,
+    DamagedSettledBecauseNobodyHasIt,
 }
 
 #[cfg(feature = "planted")]

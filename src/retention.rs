@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::clock::Deadline;
 use crate::ids::Vlsn;
 use crate::log::{Extent, PinInfo};
+use crate::planted::{Bug, active};
 use crate::slots::Invalid;
 
 #[cfg(test)]
@@ -156,13 +157,15 @@ impl View<'_> {
     /// What the node itself needs begins here, the places of the lists not counted.
     fn own_floor(&self) -> Vlsn {
         let Inputs { committed, checkpointed, .. } = self.inputs;
+        let checkpointed = if active(Bug::PruneBeyondCheckpoint) { committed } else { checkpointed };
         Vlsn::after((*committed).min(*checkpointed)).min(self.kept_anyway())
     }
 
     /// What anybody needs begins here, the places of the lists not counted, which can be others.
     fn floor(&self, void: &[(u64, Invalid)]) -> Vlsn {
         let pins = self.inputs.pins.iter();
-        let valid = pins.filter(|pin| void.iter().all(|(number, _)| *number != pin.number));
+        let ignored = |pin: &PinInfo| active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:");
+        let valid = pins.filter(|pin| void.iter().all(|(number, _)| *number != pin.number) && !ignored(pin));
         valid.map(|pin| pin.from).fold(self.own_floor(), Vlsn::min)
     }
 

@@ -22,6 +22,7 @@ use crate::ids::{GroupId, NodeId, Position, Term, Vlsn, VlsnRange};
 use crate::log::{AppendError, FlushError, IoFailure, Log, LogConfig, OpenError};
 use crate::log::{Failed, INSTALL_NAME, TruncateError, create_anew};
 use crate::members::{Member, Members, Standing};
+use crate::planted::{Bug, active};
 use crate::runtime::Runtime;
 use crate::slots::Slots;
 use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staging, Whole, digest_of};
@@ -177,7 +178,7 @@ pub fn restore(
     if plan.highest >= HIGHEST_TERM {
         return Err(RestoreError::AbsurdTerm(plan.highest));
     }
-    let term = plan.highest.next();
+    let term = if active(Bug::RestoreKeepsTerm) { plan.highest } else { plan.highest.next() };
     let random = || u128::from(runtime.random()) << 64 | u128::from(runtime.random());
     let group = options.group.unwrap_or_else(|| GroupId::from_bits(random()));
     begin(&**disk, dir)?;

@@ -14,6 +14,7 @@ use crate::clock::{Clock, Deadline, Wait};
 use crate::ids::{GroupId, Position, Term, Vlsn, VlsnRange, number};
 use crate::log::scanner::ScanError;
 use crate::log::{Log, Pin};
+use crate::planted::{Bug, active};
 use crate::watermark::rest;
 use crate::wire::recovery::ArchiveStatus;
 use crate::worker::{Step, Stop, Worker};
@@ -184,6 +185,13 @@ impl Archiver {
                 self.doing = Doing::Archiving(following);
             }
             Ok(End::NotYet) => self.doing = Doing::Beginning { from: now + SOON },
+            Ok(End::Gap(_)) if active(Bug::ArchiveHidesGap) => {
+                let last = self.parts.log.base();
+                let pin = self.parts.pin(last.map(|last| last.vlsn));
+                let not_before = Deadline::from_nanos(0);
+                let following = Following { term, pin, last, due: None, not_before, since_base: 0 };
+                self.doing = Doing::Archiving(following);
+            }
             Ok(End::Gap(missing)) => {
                 let known = self.parts.said.gap.lock().replace(missing);
                 if known != Some(missing) {
@@ -287,7 +295,11 @@ impl Following {
             rest(wait.at_most(look));
             return Ok(Step::Idle { due: look });
         }
-        let Some(committed) = Vlsn::new(parts.apply.committed.get()) else {
+        let known = match active(Bug::ArchiveUncommitted) {
+            true => number(parts.log.last().map(|last| last.vlsn)),
+            false => parts.apply.committed.get(),
+        };
+        let Some(committed) = Vlsn::new(known) else {
             return Ok(Step::Idle { due: Deadline::NEVER });
         };
         let most = parts.object_bytes;

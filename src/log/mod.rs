@@ -17,6 +17,7 @@ pub mod mmap;
 mod reader;
 mod recover;
 mod repair;
+mod reserve;
 mod reset;
 mod retention;
 mod saved;
@@ -168,9 +169,9 @@ impl Log {
         };
         let capacity = stage::capacity(config.segment_bytes, config.max_payload);
         let place = recover::Place { disk: &*disk, clock: &*clock, config: &config, capacity };
-        truncate::resume(place)?;
-        reset::resume(place)?;
-        let recovered = recover::recover(place)?;
+        reserve::with_reserve(place, || truncate::resume(place))?;
+        reserve::with_reserve(place, || reset::resume(place))?;
+        let recovered = reserve::with_reserve(place, || recover::recover(place))?;
         let opened = recovered.opened.clone();
         let core = Core::new(disk, clock, config, capacity, lock, recovered);
         Ok((Log { core: Arc::new(core) }, opened))
@@ -298,7 +299,8 @@ impl Log {
     /// the segment with the cut and ends the life. Blocks flushes and appends meanwhile.
     ///
     /// # Errors
-    /// [`TruncateError`]. After `Io` and `Reopen` the log is poisoned, and opening it finishes or undoes the cut.
+    /// [`TruncateError`]. After `Full` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
+    /// or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)
     }

@@ -9,6 +9,7 @@ use crate::log::core::Core;
 use crate::log::error::{Failed, IoFailure, PruneError};
 use crate::log::format::sidecar_name;
 use crate::log::segment::Segment;
+use crate::planted::{Bug, active};
 
 /// Who needs which entries, by the number of the pin.
 #[derive(Default)]
@@ -155,7 +156,8 @@ impl Core {
             let removed = leaving.take().or_else(|| {
                 // Under the pins' lock, so that a pin either holds the segment or comes too late and is told.
                 let pins = self.pins.lock();
-                let valid = pins.held.values().filter(|pin| !pin.void);
+                let ignored = |pin: &Held| active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:");
+                let valid = pins.held.values().filter(|pin| !pin.void && !ignored(pin));
                 let floor = valid.map(|pin| pin.from).fold(floor, Vlsn::min);
                 let mut catalog = self.catalog.lock();
                 let removed = catalog.removable(floor);

@@ -12,6 +12,7 @@ use crate::ids::{LogEnd, NodeId, Position, Term, Vlsn};
 use crate::log::Saved;
 use crate::members::{Member, Members, Standing};
 use crate::node::group::Shared;
+use crate::planted::{Bug, active};
 use crate::replica::ReplicaState;
 use crate::wire::message::{EntryRequest, Message, Survey, SurveyReply};
 use crate::worker::Stop;
@@ -64,7 +65,10 @@ pub(super) fn resolve_damage(
         Some(best) if telling >= enough => Resolution::Fetch(best.node.clone()),
         Some(_) => Resolution::Wait,
         None if lack > voters / 2 && committed <= place => Resolution::Settled,
-        None if others.all(|one| answers.contains_key(&one.id)) => Resolution::Lost,
+        None if others.all(|one| answers.contains_key(&one.id)) => {
+            let settled = active(Bug::DamagedSettledBecauseNobodyHasIt);
+            if settled { Resolution::Settled } else { Resolution::Lost }
+        }
         None => Resolution::Wait,
     }
 }

@@ -25,7 +25,7 @@ use crate::wire::message::{
 };
 use crate::worker::{Step, Stop, Worker};
 
-/// After this many bytes what came is synced and acknowledged.
+/// After this many bytes, or a peer's timeout, what came is synced and acknowledged.
 const SYNC_EVERY: u64 = 4 << 20;
 /// As many attempts without a byte of progress are made with one provider.
 const TRIES: u32 = 3;
@@ -191,6 +191,8 @@ struct Line {
     deadline: Deadline,
     /// Bytes written and not synced.
     unsynced: u64,
+    /// When they are to be.
+    sync_due: Deadline,
 }
 
 impl Drop for Line {
@@ -247,6 +249,7 @@ impl Fetcher {
             begun: false,
             deadline: self.clock.now() + config.handshake_timeout.max(config.peer_timeout),
             unsynced: 0,
+            sync_due: self.clock.now() + config.peer_timeout,
         };
         let resume = self.staging.as_ref().map(|staging| (staging.id(), staging.synced()));
         let request =
@@ -334,12 +337,14 @@ impl Fetcher {
             other => return Err(Failed::Useless(format!("it sent a {} amid the snapshot", other.kind()))),
         }
         let bytes = staging.bytes();
-        let synced = if line.unsynced >= SYNC_EVERY { Some(staging.sync()?) } else { None };
+        let due = line.unsynced >= SYNC_EVERY || (line.unsynced > 0 && self.clock.now() >= line.sync_due);
+        let synced = if due { Some(staging.sync()?) } else { None };
         if let Some(status) = &mut *self.fetch.status.lock() {
             status.bytes = bytes;
         }
         if let Some(at) = synced {
             line.unsynced = 0;
+            line.sync_due = self.clock.now() + node.core.config.peer_timeout;
             self.tries = 0;
             self.send(node, line, &Message::SnapshotAck(SnapshotAck { at }))?;
         }

@@ -11,6 +11,7 @@ use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError,
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
 use crate::node::lacking::forget_mark;
+use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
 use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
 use crate::worker::Stop;
@@ -110,6 +111,7 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
+        _ if active(Bug::InstallBelowCommitted) => None,
         _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
@@ -122,7 +124,9 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     }
     let intent = Intent { digest: staged.digest(), at: at.vlsn, log: part };
     let log_dir = node.core.config.dir.join("log");
-    intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    if !active(Bug::InstallWithoutIntent) {
+        intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    }
     Ok(Begun::Install(part))
 }
 
@@ -158,7 +162,9 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
             LogPart::Replaced => Some(core.log.reset(base.at)?),
         };
         core.log.note_committed(base.at.vlsn);
-        store_base(disk, &core.config.dir, base)?;
+        if !active(Bug::BaseNotStored) {
+            store_base(disk, &core.config.dir, base)?;
+        }
         *node.base.lock() = Some(base.clone());
         forget_mark(disk, &core.config.dir)?;
         Intent::forget(disk, &core.config.dir.join("log"))?;

@@ -12,13 +12,15 @@ use crate::apply::desk::{Answer, NoSnapshot, Snapshot};
 use crate::base::Base;
 use crate::channel::{Channel, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
+use crate::config::Config;
 use crate::ids::{NodeId, TermSpan, Vlsn};
 use crate::log::ScanError;
 use crate::members::Members;
 use crate::node::group::{Shared, refuse};
+use crate::planted::{Bug, active};
 use crate::runtime::Running;
 use crate::slots::Slots;
-use crate::snapshot::{Giving, GivingError};
+use crate::snapshot::{Giving, GivingError, chunk_len};
 use crate::watermark::rest;
 use crate::wire::message::{
     Message, RejectReason, SnapshotBegin, SnapshotId, SnapshotPlace, SnapshotRequest, TransferStatus,
@@ -174,7 +176,7 @@ impl Shared {
         let worker = Give {
             node: Arc::downgrade(self),
             now: clock.now(),
-            deadline: clock.now() + self.core.config.snapshot_patience,
+            deadline: clock.now() + silence(&self.core.config),
             clock,
             channel: Arc::clone(channel),
             buffer: ReceiveBuffer::default(),
@@ -202,6 +204,12 @@ impl Shared {
             *place = Some(running);
         }
     }
+}
+
+/// For how long a receiver may be silent: beside the patience, while chunks are under way at the slowest rate and it syncs.
+fn silence(config: &Config) -> Duration {
+    let chunks = 2 * chunk_len(config.max_frame) as u64 * 1_000_000_000 / config.snapshot_bytes_per_second;
+    config.snapshot_patience + config.peer_timeout * 2 + Duration::from_nanos(chunks)
 }
 
 /// Gives one snapshot on one connection.
@@ -281,6 +289,10 @@ impl Give {
         if Some(at) < self.request.at_least {
             return Err(self.reject(node, RejectReason::NoSnapshot));
         }
+        let at = match active(Bug::SnapshotPositionLater) {
+            true => Vlsn::new(node.core.apply.applied.get()).unwrap_or(at),
+            false => at,
+        };
         let base = node.base_at(at).map_err(|error| {
             log::warn!("the base of a snapshot at VLSN {at} can't be told: {error}");
             self.reject(node, RejectReason::NoSnapshot)
@@ -292,8 +304,8 @@ impl Give {
             session: identity.session,
             number: node.core.host.runtime.random(),
         };
-        self.stage =
-            Stage::Begins(Box::new(Giving::new(id, base.encode(), source)), SnapshotPlace::default());
+        let giving = Giving::new(id, base.encode(), source, node.core.config.max_frame);
+        self.stage = Stage::Begins(Box::new(giving), SnapshotPlace::default());
         Ok(())
     }
 
@@ -409,7 +421,7 @@ impl Give {
         }
         self.expected += 1;
         giving.acknowledge(ack.at)?;
-        self.deadline = self.clock.now() + node.core.config.snapshot_patience;
+        self.deadline = self.clock.now() + silence(&node.core.config);
         if giving.is_whole() { Err(Ended::Whole) } else { Ok(()) }
     }
 }

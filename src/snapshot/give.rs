@@ -15,6 +15,14 @@ use crate::wire::recovery::{
 /// As many bytes are kept that were not acknowledged; beyond that nothing is read.
 pub const WINDOW: u64 = 8 << 20;
 
+/// What a chunk's frame has beside the chunk's bytes, and some more.
+const CHUNK_HEAD: usize = 256;
+
+/// How many bytes of an item go into one frame.
+pub fn chunk_len(max_frame: u32) -> usize {
+    (max_frame as usize).saturating_sub(CHUNK_HEAD).clamp(1, MAX_CHUNK)
+}
+
 /// Why a snapshot can't be given further.
 #[derive(Debug, thiserror::Error)]
 pub enum GivingError {
@@ -75,6 +83,8 @@ pub struct Giving {
     id: SnapshotId,
     base: Vec<u8>,
     source: Box<dyn EngineSnapshot>,
+    /// The most bytes of a chunk.
+    chunk: usize,
     /// What is not acknowledged, in order.
     window: VecDeque<Piece>,
     held: u64,
@@ -93,13 +103,14 @@ pub struct Giving {
 }
 
 impl Giving {
-    /// Gives `source`, whose log before it is told by `base`.
-    pub fn new(id: SnapshotId, base: Vec<u8>, source: Box<dyn EngineSnapshot>) -> Giving {
+    /// Gives `source`, whose log before it is told by `base`, in frames of at most `max_frame` bytes.
+    pub fn new(id: SnapshotId, base: Vec<u8>, source: Box<dyn EngineSnapshot>, max_frame: u32) -> Giving {
         let here = SnapshotPlace::default();
         Giving {
             id,
             base,
             source,
+            chunk: chunk_len(max_frame),
             window: VecDeque::new(),
             held: 0,
             sent: 0,
@@ -197,7 +208,7 @@ impl Giving {
             return Ok(Some(Message::SnapshotItem(item)));
         }
         if self.sent == self.window.len() {
-            if self.ended || self.held + MAX_CHUNK as u64 > WINDOW {
+            if self.ended || self.held + self.chunk as u64 > WINDOW {
                 return Ok(None);
             }
             let piece = self.read()?;
@@ -215,7 +226,7 @@ impl Giving {
 
     fn read(&mut self) -> Result<Piece, GivingError> {
         let Some((item, hash)) = &mut self.reading else { return self.next_item() };
-        let mut bytes = vec![0; MAX_CHUNK];
+        let mut bytes = vec![0; self.chunk];
         let read = self.source.read(&mut bytes).map_err(GivingError::Engine)?;
         bytes.truncate(read);
         if read > 0 {

@@ -10,7 +10,7 @@ mod manifest;
 mod sealed;
 mod stage;
 
-pub use give::{Giving, GivingError, WINDOW};
+pub use give::{Giving, GivingError, WINDOW, chunk_len};
 pub use intent::{Intent, LogPart};
 pub use manifest::{Staged, StagedItem, digest_of};
 pub use sealed::StageError;

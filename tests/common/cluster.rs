@@ -1,6 +1,9 @@
 //! A group that runs itself, in a simulation: nodes, clients of a store of keys, trouble, and what must hold at all times.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[path = "cluster/recovery.rs"]
+mod recovery;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +21,9 @@ use quorate::{
 
 use crate::history::{Call, History, Outcome, Tally};
 use crate::store::{Applied, Op, Store, StoreEngine, Truth};
+
+pub use self::recovery::Keep;
+use self::recovery::Recovery;
 
 /// A violation of what is promised. The text says what and where.
 pub type Violation = String;
@@ -44,6 +50,8 @@ pub struct Plan {
     pub churn: f64,
     /// How often a node is wiped and comes back empty without having been removed.
     pub wipe: f64,
+    /// What the nodes keep and lose, if that is looked at.
+    pub keep: Option<Keep>,
 }
 
 impl Plan {
@@ -67,6 +75,7 @@ impl Plan {
             transfer: 0.0,
             churn: 0.0,
             wipe: 0.0,
+            keep: None,
         }
     }
 
@@ -181,6 +190,7 @@ pub struct Cluster {
     held: Vec<usize>,
     /// Until when nodes are cut off from all others.
     isolated: Vec<(Deadline, usize)>,
+    recovery: Recovery,
     pub counts: Counts,
 }
 
@@ -229,6 +239,7 @@ impl Cluster {
                 }
             })
             .collect();
+        let recovery = Recovery::new(&sim, &plan, places.len());
         let nodes = places.iter().map(|place| place.sim.clone()).collect();
         let nemesis = Some(Nemesis::new(&sim, nodes, plan.nemesis.clone()));
         Cluster {
@@ -245,6 +256,7 @@ impl Cluster {
             tokens: Vec::new(),
             held: Vec::new(),
             isolated: Vec::new(),
+            recovery,
             counts: Counts::default(),
             plan,
         }
@@ -278,6 +290,7 @@ impl Cluster {
         config.role = place.role;
         config.election_timeout = ms(60);
         config.seeds = self.places.iter().map(|place| address(&place.name)).collect();
+        self.configure(&mut config);
         config
     }
 
@@ -315,6 +328,7 @@ impl Cluster {
                 place.since = now;
                 place.opens += 1;
                 place.up = Some(node);
+                self.opened(at);
                 Ok(())
             }
             Err(error) => {
@@ -395,7 +409,8 @@ impl Cluster {
             _ => Call::Put { value },
         };
         let number = self.history.begin(client, key, call, now.as_nanos());
-        let payload = Op { key, call }.encode();
+        let mut payload = Op { key, call }.encode();
+        self.fill_up(&mut payload);
         let node = self.places[at].up.as_ref()?;
         match node.append(&[NewEntry::data(&payload)], Policy::MAJORITY) {
             Ok(ticket) => {
@@ -475,6 +490,7 @@ impl Cluster {
             self.has_all_committed(&name)?;
         }
         self.claims()?;
+        self.kept()?;
         self.told()
     }
 
@@ -486,7 +502,9 @@ impl Cluster {
         let last = node.last().map_or(0, |last| last.vlsn.get());
         // One that was paused may be found to lead in a term that is long over: it owes nothing to later ones.
         let own = node.leads().map_or(0, |term| term.get());
-        for (vlsn, term) in self.committed.iter().filter(|(_, term)| **term < own) {
+        // What was removed was committed, or replaced by a snapshot: what that holds is compared when it is installed.
+        let base = node.log().base().map_or(0, |base| base.vlsn.get());
+        for (vlsn, term) in self.committed.range(base + 1..).filter(|(_, term)| **term < own) {
             let at = history.partition_point(|span| span.first.get() <= *vlsn);
             let found = at.checked_sub(1).map(|at| history[at].term.get()).filter(|_| *vlsn <= last);
             if found != Some(*term) {
@@ -612,6 +630,7 @@ impl Cluster {
         if self.rng.chance(self.plan.churn) {
             self.churn();
         }
+        self.stir_kept();
     }
 
     fn connect(&mut self, at: usize) {
@@ -733,7 +752,7 @@ impl Cluster {
             }
             self.sim.run_for(Duration::from_millis(10));
             self.check()?;
-            if self.has_converged() {
+            if self.has_converged() && self.is_kept() {
                 break;
             }
             if self.now() >= limit {
@@ -742,6 +761,7 @@ impl Cluster {
         }
         self.counts.committed = self.committed.len() as u64;
         self.ask_tokens()?;
+        self.check_kept()?;
         self.history.check().map_err(|flaw| format!("not linearizable: {flaw}"))
     }
 
@@ -783,7 +803,8 @@ impl Cluster {
                 if answer != really && answer != Answer::Unknown {
                     return Err(format!("{} says {answer:?} of {token}, and it is {really:?}", place.name));
                 }
-                if answer == Answer::Unknown {
+                let base = place.up.as_ref().and_then(|node| node.log().base());
+                if answer == Answer::Unknown && base.is_none_or(|base| base.vlsn < token.vlsn) {
                     return Err(format!("{} can't tell of {token}, which it has seen pass", place.name));
                 }
             }

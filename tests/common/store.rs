@@ -46,6 +46,7 @@ impl Op {
 pub struct Applied {
     pub term: u32,
     pub crc: u32,
+    pub time: u64,
 }
 
 /// What all nodes' engines were given, ever: the first to apply a VLSN decides what it holds.
@@ -63,6 +64,8 @@ pub struct Store {
     entries: Vec<(u32, Option<Op>)>,
     durable: usize,
     keys: BTreeMap<u64, Seen>,
+    /// Snapshots that were installed.
+    pub installs: u64,
     /// What each conditional write found, if it was not what it expected.
     results: BTreeMap<u64, Option<Seen>>,
 }
@@ -74,6 +77,11 @@ impl Store {
 
     pub fn seen(&self, key: u64) -> Seen {
         self.keys.get(&key).copied().unwrap_or(Seen { version: 0, value: None })
+    }
+
+    /// The CRC of each entry that it was made from, from the first on.
+    pub fn crcs(&self) -> impl Iterator<Item = u32> {
+        self.entries.iter().map(|(crc, _)| *crc)
     }
 
     /// What became of the write at this VLSN, once it was applied: what it found in its way, if it is conditional.
@@ -94,7 +102,7 @@ impl Store {
 
     pub fn lose_unsynced(&mut self) {
         let kept: Vec<_> = self.entries.drain(..).take(self.durable).collect();
-        *self = Store { durable: self.durable, ..Store::default() };
+        *self = Store { durable: self.durable, installs: self.installs, ..Store::default() };
         kept.into_iter().for_each(|(crc, op)| self.apply(crc, op));
     }
 
@@ -176,7 +184,7 @@ impl Engine for StoreEngine {
             if vlsn != store.len() + 1 {
                 truth.violation = Some(format!("{} applied VLSN {vlsn} after {}", self.name, store.len()));
             }
-            let this = Applied { term: header.term.get(), crc: actual };
+            let this = Applied { term: header.term.get(), crc: actual, time: header.timestamp };
             let first = *truth.applied.entry(vlsn).or_insert(this);
             if first != this || actual != header.crc {
                 truth.violation =
@@ -226,7 +234,9 @@ impl Engine for StoreEngine {
                     Some(format!("{} was given another entry {vlsn} than was applied", self.name));
             }
         }
-        *self.store.lock() = fresh;
+        let mut store = self.store.lock();
+        fresh.installs = store.installs + 1;
+        *store = fresh;
         Ok(())
     }
 }
