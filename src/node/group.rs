@@ -338,6 +338,7 @@ impl Office for Ties {
             }
         };
         lead.feeders.on_fence(self.fence());
+        lead.feeders.expect_needing(Vlsn::after(node.core.log.base().map(|base| base.vlsn)));
         lead.feeders.own_progress();
         *node.changed.lock() = None;
         *node.lead.write() = Some(lead);

@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn what_is_not_acknowledged_is_bounded_however_slow_the_receiver_is() {
         let id = SnapshotId { incarnation: 1, session: 2, number: 3 };
-        let mut giving = Giving::new(id, Vec::new(), Box::new(Endless(false)));
+        let mut giving = Giving::new(id, Vec::new(), Box::new(Endless(false)), 1 << 30);
         let mut sent = 0;
         let mut acked = 0;
         for round in 0..20 {

@@ -41,7 +41,8 @@ impl Frozen {
             let (key, value) = pair?;
             (seen, bytes) = (seen + 1, bytes + FIELDS + (key.value().len() + value.value().1.len()) as u64);
         }
-        let bytes = if seen == 0 { 0 } else { (u128::from(bytes) * u128::from(data.len()?) / seen) as u64 };
+        let all = (u128::from(bytes) * u128::from(data.len()?)).checked_div(seen);
+        let bytes = all.map_or(0, |all| all as u64);
         let records = data.range::<&[u8]>(..)?;
         Ok(Some(Frozen { at, bytes, records, begun: false, record: Vec::new(), taken: 0 }))
     }
