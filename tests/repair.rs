@@ -265,6 +265,39 @@ fn damage_that_everybody_else_has_pruned_and_nobody_needs_is_dropped_and_bars_no
 }
 
 #[test]
+fn damage_that_everybody_else_has_pruned_and_the_engine_needs_is_passed_by_a_snapshot() {
+    for seed in 100..104 {
+        let mut stage = filled(seed);
+        let master = stage.master();
+        let at = (master + 1) % 3;
+        let pin = stage.node(at).log().pin("subscription:late", v(1));
+        let (path, offset, len) = places(&stage, at)[&v(20)].clone();
+        stage.until("the others to have pruned it", || {
+            let oldest = |node: usize| {
+                let _perhaps_later = stage.node(node).prune(v(60));
+                stage.node(node).log().oldest()
+            };
+            (0..3).filter(|node| *node != at).all(|node| oldest(node) > Some(v(25)))
+        });
+        stage.run(Duration::from_millis(100));
+        stage.actors[at].sim.kill();
+        stage.actors[at].up = None;
+        drop(pin);
+        // Its engine begins anew, from a log that it can't read through.
+        stage.actors[at].book = std::sync::Arc::default();
+        flip(&stage, at, &path, offset + len as u64 - 1);
+        stage.open(at);
+        stage.until("it to be passed", || {
+            stage.node(at).log().damaged().is_empty() && stage.node(at).log().oldest() > Some(v(20))
+        });
+        let token = stage.write(b"after");
+        stage.until("it to apply again", || stage.node(at).positions().applied >= Some(token.vlsn));
+        stage.settle();
+        stage.agreed();
+    }
+}
+
+#[test]
 fn a_node_that_is_alone_refuses_damage_by_name_and_drops_nothing() {
     for (seed, sealed) in [(80, false), (81, true)] {
         let mut stage = Stage::group(seed, &["n1"]);

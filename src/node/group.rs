@@ -15,8 +15,8 @@ use crate::election::{Election, EnterError, Office, Phase};
 use crate::entry::EntryKind;
 use crate::feeder::{Feeders, Relay, Upstream};
 use crate::ids::{LogEnd, NodeId, Term, Vlsn};
-use crate::log::{ScanError, Truncated};
-use crate::members::{Member, Members, Role, Roll, Standing};
+use crate::log::Truncated;
+use crate::members::{Member, Members, Role, Roll};
 use crate::node::archiver::Archiving;
 use crate::node::core::Core;
 use crate::node::doubt::Doubt;
@@ -162,46 +162,6 @@ impl Shared {
         let master = self.election.master()?;
         let address = self.roll.members().find(&master).and_then(|member| member.address.clone());
         Some((master, address))
-    }
-
-    /// Puts the last member list of the log in force.
-    pub fn reload_members(&self) {
-        let mut rolls = self.rolls.lock();
-        self.reread.store(self.core.log.damages_healed(), Ordering::SeqCst);
-        for vlsn in self.core.log.memberships().iter().rev() {
-            let payload = match self.core.log.payload(*vlsn) {
-                Err(ScanError::Damaged { .. }) if *rolls == Some(*vlsn) => return,
-                // Until it is healed, the list before it tells whom to ask.
-                Err(ScanError::Damaged { .. }) => continue,
-                other => other.map_err(Stop::failed),
-            };
-            match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
-                Ok(members) => {
-                    *rolls = Some(*vlsn);
-                    self.roll.set(Arc::new(members));
-                }
-                Err(stop) => self.core.poison.strike(&stop),
-            }
-            return;
-        }
-        *rolls = None;
-        if let Some(base) = &*self.base.lock() {
-            // The log says nothing newer.
-            self.roll.set(Arc::new(base.members.clone()));
-            return;
-        }
-        // Before the first entry of the group: a founder knows whom it founded it with, and a newcomer nobody.
-        let standing = self.election.state().state().standing;
-        let founded = (standing == Standing::Full { since: Term::NONE }
-            || matches!(standing, Standing::Damaged { .. }))
-            && self.own.role != Role::Arbiter;
-        self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
-    }
-
-    /// Whether nothing of the log is known to be damaged, and the list in force was read since something was.
-    pub fn is_whole(&self) -> bool {
-        let log = &self.core.log;
-        log.damaged().is_empty() && self.reread.load(Ordering::SeqCst) == log.damages_healed()
     }
 
     pub fn poke_archiver(&self) {

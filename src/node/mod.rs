@@ -11,6 +11,7 @@ mod fetch;
 mod group;
 mod group_config;
 mod handover;
+mod in_force;
 mod install;
 mod lacking;
 mod lead;

@@ -1,5 +1,6 @@
 //! Damage that nobody can heal, because everybody else has pruned what was there.
 
+use crate::config::Snapshots;
 use crate::ids::{NodeId, Vlsn};
 use crate::log::Wounded;
 use crate::members::Role;
@@ -65,12 +66,21 @@ impl Shared {
         match judge(&lost) {
             Unhealable::Wait => false,
             Unhealable::Needed => {
-                log::error!(
-                    "{}: entries up to VLSN {} are damaged, no member has them any more, and the engine needs them: wipe \
-                     this directory and rejoin, which fetches a snapshot",
-                    self.own.id,
-                    lost.last
-                );
+                if self.core.config.snapshots == Snapshots::Manual {
+                    log::error!(
+                        "{}: entries up to VLSN {} are damaged, no member has them any more, and the engine needs them: \
+                         wipe this directory and rejoin",
+                        self.own.id,
+                        lost.last
+                    );
+                } else if !apply.lacks() {
+                    log::warn!(
+                        "{}: nobody has what the engine needs next: it waits for a snapshot",
+                        self.own.id
+                    );
+                    apply.set_lacks(true);
+                    self.election.poke();
+                }
                 false
             }
             Unhealable::Drop(floor) => self.drop_below(floor),
