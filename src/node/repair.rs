@@ -152,8 +152,9 @@ impl Repair {
         self.wounded = None;
         self.next = None;
         node.mending.pool.lock().clear();
-        // The members may have been read from an older list.
+        // The members and the slots may have been read from older lists.
         node.reload_members();
+        node.reload_slots();
         node.election.poke();
     }
 

@@ -384,7 +384,10 @@ impl Cluster {
                     .iter()
                     .any(|event| matches!(event, Event::PinGivenUp { owner: of, .. } if *of == owner))
             };
-            for slot in slots.iter().filter(|slot| slot.invalid.is_none()) {
+            // What a damaged node has of the lists may be old.
+            let damaged = !node.log().damaged().is_empty()
+                || matches!(node.standing(), quorate::Standing::Damaged { .. });
+            for slot in slots.iter().filter(|slot| slot.invalid.is_none() && !damaged) {
                 if base < Some(slot.from) {
                     seen.held.insert(slot.name.clone());
                 } else if seen.held.contains(&slot.name) && !given_up(&slot.name) {
@@ -401,7 +404,6 @@ impl Cluster {
                     }
                 }
             }
-            let damaged = !node.log().damaged().is_empty();
             if node.leads().is_some() && damaged {
                 let since = *seen.leads_damaged.get_or_insert(now);
                 if now > since + STEPS_DOWN_WITHIN {
