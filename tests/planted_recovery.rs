@@ -50,6 +50,11 @@ fn slots() -> Plan {
     Plan::crashes(3).keeping(Keep { slots: 0.2, own_slots: true, ..Keep::default() })
 }
 
+fn late_checkpoints() -> Plan {
+    let checkpoint_every = Duration::from_millis(200);
+    Plan::crashes(3).keeping(Keep { slots: 0.0, checkpoint_every, ..Keep::default() })
+}
+
 fn wipes() -> Plan {
     let keep = Keep { rate: 64 << 10, ..Keep::default() };
     Plan { transfer: 0.01, isolate: 0.005, ..Plan::wipes(3).keeping(keep) }
@@ -75,7 +80,7 @@ macro_rules! planted {
 
 planted! {
     a_snapshot_said_to_stand_where_the_engine_has_gone_to: SnapshotPositionLater under wipes;
-    entries_removed_that_the_engine_will_ask_for: PruneBeyondCheckpoint under slots;
+    entries_removed_that_the_engine_will_ask_for: PruneBeyondCheckpoint under late_checkpoints;
     entries_removed_that_a_slot_keeps: PruneIgnoresSlots under slots;
     an_archive_of_what_is_not_committed: ArchiveUncommitted under split_archive;
     an_archive_that_hides_a_gap: ArchiveHidesGap under archive;

@@ -166,8 +166,17 @@ pub(super) fn finish_install(
 ) -> Result<(), NodeError> {
     let disk = &*host.disk;
     let mut finish = || -> Result<(), InstallError> {
-        let Some(intent) = Intent::load(disk, &config.dir)? else { return Ok(()) };
         let staging = dir.join(STAGING);
+        let Some(intent) = Intent::load(disk, &config.dir)? else {
+            // A crash may have come between the end of an install and the removal of what was staged.
+            let staged =
+                Staged::open(Arc::clone(&host.disk), &staging).ok().map(|staged| staged.base().at.vlsn);
+            let stands_on = load_base(disk, dir)?.map(|base| base.at.vlsn);
+            if staged.is_some() && staged <= stands_on {
+                discard(disk, &staging)?;
+            }
+            return Ok(());
+        };
         let mut staged = Staged::open(Arc::clone(&host.disk), &staging)?;
         if staged.digest() != intent.digest {
             return Err(InstallError::Other { dir: staging });

@@ -10,6 +10,7 @@ use crate::node::Event;
 use crate::node::group::Shared;
 use crate::node::lead::WriteRefused;
 use crate::node::slots::{SLOT, SlotRefused};
+use crate::planted::{Bug, active};
 use crate::retention::{Decision, Inputs, Limits, decide};
 use crate::slots::Invalid;
 use crate::watermark::rest;
@@ -95,7 +96,11 @@ impl Shared {
     /// them. Only of those on this node's disk: after a crash they say who belongs to the group.
     fn stated(&self) -> [Option<Vlsn>; 2] {
         let apply = &self.core.apply;
-        let settled = self.settled_here().min(Vlsn::new(apply.checkpointed.get()));
+        let checkpointed = match active(Bug::PruneBeyondCheckpoint) {
+            true => apply.committed.get(),
+            false => apply.checkpointed.get(),
+        };
+        let settled = self.settled_here().min(Vlsn::new(checkpointed));
         let log = &self.core.log;
         [log.memberships(), log.slot_lists()].map(|list| list.into_iter().rfind(|at| Some(*at) <= settled))
     }
