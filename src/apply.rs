@@ -27,8 +27,6 @@ use crate::worker::{Step, Stop, Worker};
 /// How much is handed to the engine at once.
 const BATCH_ENTRIES: u64 = 4096;
 const BATCH_BYTES: usize = 1 << 20;
-/// How often damage is looked at again.
-const DAMAGED_PAUSE: Duration = Duration::from_millis(50);
 
 /// The positions around the engine. `applied ≤ min(committed, flushed)` and `checkpointed ≤ applied`.
 pub(crate) struct ApplyState {
@@ -41,6 +39,8 @@ pub(crate) struct ApplyState {
     closing: AtomicBool,
     /// Damage in the log is healed by this node, and need not end it.
     pub heals: AtomicBool,
+    /// The log can't bring the engine on: nothing is applied before it was given a snapshot.
+    lacks: AtomicBool,
     /// Called after `applied` or `checkpointed` advanced, on the apply thread; must not block.
     on_advance: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// What is asked of the engine between two batches.
@@ -64,6 +64,7 @@ impl ApplyState {
             checkpointed: Watermark::new(number(applied)),
             closing: AtomicBool::new(false),
             heals: AtomicBool::new(false),
+            lacks: AtomicBool::new(false),
             on_advance: Mutex::new(None),
             requests: Mutex::default(),
             on_verify: Mutex::new(None),
@@ -71,10 +72,24 @@ impl ApplyState {
         }
     }
 
+    /// Whether the engine waits for a snapshot.
+    pub fn lacks(&self) -> bool {
+        self.lacks.load(Ordering::SeqCst)
+    }
+
+    /// Sets that, before the worker runs.
+    pub fn set_lacks(&self, lacks: bool) {
+        self.lacks.store(lacks, Ordering::SeqCst);
+    }
+
     /// Asks the worker to leave the engine durable where it is, and to end.
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
         self.committed.close();
+        // It may wait for something else.
+        if let Some(worker) = self.worker.get() {
+            worker.poke();
+        }
     }
 
     /// Sets who is told when the engine's positions advance.
@@ -207,10 +222,14 @@ impl Apply {
         Ok(Step::Idle { due: self.checkpoint_due })
     }
 
-    fn pause(&self, wait: Wait) -> Step {
-        let due = self.checkpoint_due.min(self.clock.now() + DAMAGED_PAUSE);
-        rest(wait.at_most(due));
-        Step::Idle { due }
+    /// Waits until something is damaged no more: it was at `eased` when damage was met.
+    fn pause(&mut self, eased: u64, wait: Wait) -> Result<Step, Stop> {
+        let due = self.checkpoint_due;
+        match self.log.damages_eased().wait(eased + 1, wait.at_most(due)) {
+            Ok(true) => Ok(Step::Worked),
+            Ok(false) => Ok(Step::Idle { due }),
+            Err(Closed) => self.finish(),
+        }
     }
 
     fn checkpoint(&mut self) -> Result<(), Stop> {
@@ -232,7 +251,9 @@ impl Apply {
 
     /// The node closes: apply nothing more, leave the engine durable.
     fn finish(&mut self) -> Result<Step, Stop> {
-        self.checkpoint()?;
+        if !self.state.lacks() {
+            self.checkpoint()?;
+        }
         Err(Stop::Done)
     }
 
@@ -249,13 +270,14 @@ impl Apply {
     fn apply_up_to(&mut self, limit: u64, wait: Wait) -> Result<Step, Stop> {
         let applied = self.state.applied.get();
         let most = (limit - applied).min(BATCH_ENTRIES) as u32;
+        let eased = self.log.damages_eased().get();
         let run = match self.scanner.run(Vlsn::new(applied), most, BATCH_BYTES) {
             Ok(Some(run)) => run,
             Ok(None) => return self.idle(),
             Err(ScanError::LifeEnded) => return self.new_life(),
             // It waits until that is healed.
             Err(ScanError::Damaged { .. }) if self.state.heals.load(Ordering::Relaxed) => {
-                return Ok(self.pause(wait));
+                return self.pause(eased, wait);
             }
             Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
         };
@@ -293,6 +315,9 @@ impl Apply {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, NoSnapshot> {
+        if self.state.lacks() {
+            return Err(NoSnapshot::Lacks);
+        }
         let source = self.engine.snapshot().map_err(|error| NoSnapshot::Engine(error.to_string()))?;
         let source = source.ok_or(NoSnapshot::Unable)?;
         let (at, applied) = (source.at(), self.state.applied.get());
@@ -318,6 +343,7 @@ impl Apply {
         for watermark in [&self.state.committed, &self.state.applied, &self.state.checkpointed] {
             watermark.advance(at.get());
         }
+        self.state.set_lacks(false);
         self.checkpoint_due = Deadline::NEVER;
         self.pin.advance(at.next());
         self.state.advanced();
@@ -343,6 +369,10 @@ impl Worker for Apply {
         let request = self.state.requests.lock().pop_front();
         if let Some(request) = request {
             return self.serve(request);
+        }
+        if self.state.lacks() {
+            rest(wait);
+            return Ok(Step::Idle { due: Deadline::NEVER });
         }
         if self.clock.now() >= self.checkpoint_due {
             self.checkpoint()?;

@@ -542,7 +542,7 @@ fn a_relay_feeds_secondaries_and_orders_nobody_to_cut() {
         other => panic!("{other:?}"),
     }
     s.ack(Some(v(3)));
-    until("its ack is known", || log.pins.lock().get("s") == Some(&v(4)));
+    until("its ack is known", || log.pins.lock().get("replica:s") == Some(&v(4)));
     relay.appended(log.append(b"more"));
     loop {
         match s.hear().unwrap().1 {

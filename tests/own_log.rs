@@ -134,7 +134,7 @@ fn the_end_of_a_connection_leaves_the_pin_of_the_next_one_alone() {
     feeders.accept(here, None);
     replica.follow(Arc::clone(&there));
     feeders.own_progress();
-    let pinned = || log.pins.lock().get("a").copied();
+    let pinned = || log.pins.lock().get("replica:a").copied();
     until("all is durable there", || pinned() == Some(v(11)));
     log.held.store(true, Ordering::SeqCst);
     there.close();

@@ -48,6 +48,8 @@ pub(super) struct Core {
     /// A segment was created since the directory was last synced.
     pub directory_changed: AtomicBool,
     pub poisoned: AtomicBool,
+    /// The reserve is there.
+    pub reserved: AtomicBool,
     /// The highest VLSN that was noted as committed; never above what was appended.
     pub committed: AtomicU64,
     pub committed_at_open: Option<Vlsn>,
@@ -82,6 +84,7 @@ impl Core {
             directory_lock: Mutex::new(Some(directory_lock)),
             directory_changed: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
+            reserved: AtomicBool::new(false),
             committed: AtomicU64::new(crate::ids::number(recovered.committed)),
             committed_at_open: recovered.committed,
         };

@@ -277,6 +277,11 @@ pub enum TruncateError {
     /// The log could not be made durable first.
     #[error(transparent)]
     Flush(#[from] FlushError),
+    /// There is no room for what is to be saved, not even with the log's reserve. Nothing was changed.
+    #[error(
+        "there is no room to save the entries that are to be cut, and nothing was changed: make room on the disk; it is tried again: {0}"
+    )]
+    Full(IoFailure),
     /// The system refused midway: the log is poisoned, and opening it again finishes or undoes the cut.
     #[error("the cut stopped midway, and opening the log again finishes or undoes it: {0}")]
     Io(#[from] IoFailure),

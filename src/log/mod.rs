@@ -6,6 +6,7 @@
 //! removed from the beginning (`retention`). The formats are described in docs/format.md.
 
 mod catalog;
+mod copies;
 mod core;
 mod error;
 mod flush;
@@ -13,10 +14,12 @@ mod format;
 mod index;
 pub mod inspect;
 mod life;
+mod lists;
 pub mod mmap;
 mod reader;
 mod recover;
 mod repair;
+mod reserve;
 mod reset;
 mod retention;
 mod saved;
@@ -40,12 +43,14 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn, VlsnRange};
 use crate::log::core::Core;
 
+pub use copies::Copies;
 pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
 pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
+pub(crate) use lists::last_membership;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use repair::{MendError, Wounded};
@@ -168,9 +173,9 @@ impl Log {
         };
         let capacity = stage::capacity(config.segment_bytes, config.max_payload);
         let place = recover::Place { disk: &*disk, clock: &*clock, config: &config, capacity };
-        truncate::resume(place)?;
-        reset::resume(place)?;
-        let recovered = recover::recover(place)?;
+        reserve::with_reserve(place, || truncate::resume(place))?;
+        reserve::with_reserve(place, || reset::resume(place))?;
+        let recovered = reserve::with_reserve(place, || recover::recover(place))?;
         let opened = recovered.opened.clone();
         let core = Core::new(disk, clock, config, capacity, lock, recovered);
         Ok((Log { core: Arc::new(core) }, opened))
@@ -298,7 +303,8 @@ impl Log {
     /// the segment with the cut and ends the life. Blocks flushes and appends meanwhile.
     ///
     /// # Errors
-    /// [`TruncateError`]. After `Io` and `Reopen` the log is poisoned, and opening it finishes or undoes the cut.
+    /// [`TruncateError`]. After `Full` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
+    /// or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)
     }
@@ -367,9 +373,14 @@ impl Log {
         &self.core.damages.found
     }
 
+    /// Rises when something may be damaged no more: it was healed, or cut.
+    pub fn damages_eased(&self) -> &crate::watermark::Watermark {
+        &self.core.damages.eased
+    }
+
     /// Damaged segments that were healed since the log was opened.
     pub fn damages_healed(&self) -> u64 {
-        self.core.damages.healed.load(std::sync::atomic::Ordering::Relaxed)
+        self.core.damages.healed.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Looks through the first damaged segment that is sealed: what of it is good, and what has to be fetched.
@@ -388,6 +399,11 @@ impl Log {
     /// Reads the next part of a sealed segment from its file and verifies it.
     pub fn scrub(&self, at: ScrubPlace) -> Scrubbed {
         self.core.scrub(at)
+    }
+
+    /// Whether the last write failed, so that entries wait to be written: nothing is appended meanwhile.
+    pub fn stuck(&self) -> bool {
+        self.core.stage.lock().stuck
     }
 
     /// Whether a failed sync ended this log's part.

@@ -37,9 +37,11 @@ impl Core {
         }
         stage.poisoned = true;
         let place = self.place();
-        let outcome = begin(place, base).and_then(|()| {
-            finish(place, base)?;
-            recover(place)
+        *self.spare.lock() = None;
+        self.reserved.store(false, Ordering::Release);
+        let outcome = self.with_reserve(|| begin(place, base)).and_then(|()| {
+            self.with_reserve(|| finish(place, base))?;
+            self.with_reserve(|| recover(place))
         });
         let recovered = match outcome {
             Ok(recovered) => recovered,

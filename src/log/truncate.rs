@@ -15,6 +15,7 @@ use crate::log::format::{
 use crate::log::index::{read_whole, write_whole};
 use crate::log::life::Life;
 use crate::log::recover::{Place, Recovered, recover, remove_segment, remove_sidecar, sync_dir};
+use crate::log::reserve::Full;
 use crate::log::saved::{Source, free_number, write_segment};
 use crate::log::stage::Stage;
 use crate::log::walk::{Window, end_of, walk};
@@ -53,9 +54,20 @@ impl Core {
         let keep = self.position_for_cut(&stage, keep)?;
         stage.poisoned = true;
         let place = self.place();
-        let outcome = begin_cut(place, keep, cut).and_then(|(intent, saved)| {
-            finish_cut(place, &intent)?;
-            Ok((saved, recover(place)?))
+        // The segment made ahead goes either way, and the reserve may.
+        *self.spare.lock() = None;
+        self.reserved.store(false, Ordering::Release);
+        let begun = self.with_reserve(|| begin_cut(place, keep, cut));
+        if let Err(error) = &begun
+            && error.is_full()
+            && forget_intent(place).is_ok()
+        {
+            stage.poisoned = false;
+            return Err(error.clone().or_full());
+        }
+        let outcome = begun.and_then(|(intent, saved)| {
+            self.with_reserve(|| finish_cut(place, &intent))?;
+            Ok((saved, self.with_reserve(|| recover(place))?))
         });
         let (saved, recovered) = match outcome {
             Ok(done) => done,
@@ -96,6 +108,7 @@ impl Core {
         let fence = stage.fence;
         *stage = Stage::new(recovered.end, life);
         stage.fence = fence;
+        self.ease();
     }
 
     pub(super) fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
@@ -105,7 +118,8 @@ impl Core {
         match state {
             (true, _) => Err(crate::log::FlushError::Closed.into()),
             (_, true) => Err(crate::log::FlushError::Poisoned.into()),
-            _ => Ok(self.sync_all(flush)?),
+            // What waits to be written may need another segment.
+            _ => self.with_reserve(|| Ok(self.sync_all(flush)?)).map_err(TruncateError::or_full),
         }
     }
 
@@ -219,7 +233,10 @@ pub(super) fn resume(place: Place<'_>) -> Result<(), OpenError> {
 
 fn forget_intent(place: Place<'_>) -> Result<(), OpenError> {
     let path = place.config.dir.join(INTENT_NAME);
-    place.disk.remove(&path).failed("remove", &path)?;
+    match place.disk.remove(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        other => other.failed("remove", &path)?,
+    }
     Ok(sync_dir(place)?)
 }
 

@@ -12,6 +12,7 @@ use crate::log::error::{AppendError, Failed, IoFailure};
 use crate::log::format::{SegmentHeader, segment_name};
 use crate::log::index::create_anew;
 use crate::log::mmap::{AppendMap, Appender};
+use crate::log::reserve::SPARE;
 use crate::log::segment::Segment;
 use crate::log::stage::{Event, Stage, What};
 use crate::planted::{Bug, active};
@@ -243,7 +244,10 @@ impl Core {
         let ready = self.spare.lock().take();
         let mut spare = match ready {
             Some(spare) => spare,
-            None => self.make_spare()?,
+            None => {
+                self.reserve()?;
+                self.make_spare()?
+            }
         };
         let created = self.clock.wall_micros();
         let header = SegmentHeader { group: self.config.group, first, base, created }.encode();
@@ -271,7 +275,7 @@ impl Core {
     }
 
     fn make_spare(&self) -> Result<Spare, IoFailure> {
-        let path = self.config.dir.join("spare.new");
+        let path = self.config.dir.join(SPARE);
         let file = create_anew(&*self.disk, &path, self.capacity)?;
         let (_, appender) = AppendMap::open(file, 0).failed("map", &path)?;
         Ok(Spare { path, appender })
@@ -288,6 +292,7 @@ impl Core {
         if spare.is_some() {
             return Ok(false);
         }
+        self.reserve()?;
         *spare = Some(self.make_spare()?);
         Ok(true)
     }

@@ -94,6 +94,7 @@ impl Node {
             relay: Mutex::default(),
             retired: Mutex::default(),
             joining: Mutex::default(),
+            reread: Default::default(),
             doubt: Mutex::default(),
             archive: config.archive.clone().map(Archiving::new),
             mending: Arc::default(),
@@ -105,12 +106,14 @@ impl Node {
             engine_digests: Arc::default(),
             changed: Mutex::new(None),
             handover: Mutex::new(None),
+            giving_way: Mutex::new(None),
             slots: Mutex::default(),
             trouble: Default::default(),
             caught_up: Default::default(),
             base: Mutex::new(base),
             givings: Default::default(),
             fetching: Default::default(),
+            lacking: Default::default(),
             core: Arc::clone(&core),
         });
         shared.reload_members();
@@ -228,7 +231,7 @@ impl Housekeeping for House {
             (None, Some(relay)) => relay.tend(now),
             (None, None) => Deadline::NEVER,
         };
-        let kept = kept.min(node.givings.tend(now));
+        let kept = kept.min(node.givings.tend(now)).min(node.tend_engine(now));
         Ok(handover.min(doubt).min(again).min(kept))
     }
 }

@@ -51,6 +51,11 @@ pub enum Event {
         /// The file that keeps them.
         saved: Option<std::path::PathBuf>,
     },
+    /// Its engine and log have been put on a snapshot that it fetched.
+    Installed {
+        /// Where the snapshot stands.
+        at: Vlsn,
+    },
     /// Entries were removed from the log before they were archived: nothing can ever be restored to them. Archiving goes on
     /// with a new base.
     ArchiveGap {
@@ -379,7 +384,8 @@ impl Node {
 
     /// Why the last connection to a master ended.
     pub fn last_error(&self) -> Option<crate::replica::FollowError> {
-        self.shared.following.get().and_then(|following| following.last_error())
+        let lacking = self.shared.lacking.last_error().filter(|_| self.shared.core.apply.lacks());
+        lacking.or_else(|| self.shared.following.get()?.last_error())
     }
 
     /// Changes the members, on the master. In force at once, committed when the ticket is: give it to

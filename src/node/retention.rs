@@ -11,7 +11,7 @@ use crate::node::group::Shared;
 use crate::node::lead::WriteRefused;
 use crate::node::slots::{SLOT, SlotRefused};
 use crate::planted::{Bug, active};
-use crate::retention::{Decision, Inputs, Limits, decide};
+use crate::retention::{Decision, Inputs, Limits, decide, holds_up};
 use crate::slots::Invalid;
 use crate::watermark::rest;
 use crate::worker::{Step, Stop, Worker};
@@ -49,6 +49,9 @@ impl Shared {
         if self.core.poison.reason().is_some() || self.is_damaged() {
             return;
         }
+        if self.slots.lock().uncertain {
+            return;
+        }
         self.settle_slots();
         let owners = self.follow_owners(now);
         let segments = self.core.log.extents();
@@ -74,8 +77,11 @@ impl Shared {
         }
         let floor = floor.min(Vlsn::after(Vlsn::new(self.core.apply.committed.get())));
         let [members, slots] = self.stated();
-        let restates = |at: Option<Vlsn>| at.is_some_and(|at| at < floor);
-        self.restate(restates(members), restates(slots));
+        let checkpointed = Vlsn::new(self.core.apply.checkpointed.get());
+        let extents = log.extents();
+        let needed = floor.min(Vlsn::after(checkpointed));
+        let in_the_way = |at: Option<Vlsn>| at.is_some_and(|at| holds_up(&extents, at, needed));
+        self.restate(in_the_way(members), in_the_way(slots));
         log.prune([members, slots].into_iter().flatten().fold(floor, Vlsn::min))
     }
 

@@ -53,6 +53,8 @@ pub(super) struct SlotBook {
     pins: BTreeMap<String, Pin>,
     /// When this node last wrote a list for those who moved.
     moved: Option<Deadline>,
+    /// A list of the log is damaged: what is to be kept is not known until that is healed.
+    pub uncertain: bool,
 }
 
 impl SlotBook {
@@ -105,6 +107,8 @@ impl SlotBook {
     }
 }
 
+/// The slot of the archive, so that whoever leads next still has what is not archived.
+pub(super) const ARCHIVE: &str = "archive";
 /// How the pins of slots are called.
 pub(super) const SLOT: &str = "slot:";
 
@@ -121,8 +125,12 @@ impl Shared {
     /// Puts the last list of slots of the log in force, else that of the base that the log stands on.
     pub fn reload_slots(&self) {
         let mut book = self.slots.lock();
-        match self.read_slots() {
-            Ok(lists) => {
+        let read = self.read_slots();
+        book.uncertain = matches!(&read, Ok(None));
+        match read {
+            // What is kept so far stays.
+            Ok(None) => {}
+            Ok(Some(lists)) => {
                 let invalid = book.adopt(lists, &self.core.log);
                 drop(book);
                 self.tell_invalid(invalid);
@@ -134,27 +142,23 @@ impl Shared {
         }
     }
 
-    fn read_slots(&self) -> Result<Vec<(Option<Vlsn>, Slots)>, Stop> {
+    /// The lists that count; `None` if one of them is damaged.
+    fn read_slots(&self) -> Result<Option<Vec<(Option<Vlsn>, Slots)>>, Stop> {
         let log = &self.core.log;
         let entries = log.slot_lists();
-        let settled = self.settled_here();
+        let settled = entries.partition_point(|at| Some(*at) <= self.settled_here());
         let mut lists = Vec::new();
-        for at in entries.into_iter().rev() {
-            let payload = match log.payload(at) {
-                // Until it is healed, the list before it is in force, and nothing is removed.
-                Err(ScanError::Damaged { .. }) => continue,
-                other => other.map_err(Stop::failed)?,
-            };
-            lists.push((Some(at), Slots::decode(&payload).map_err(Stop::failed)?));
-            if Some(at) <= settled {
-                break;
-            }
-        }
-        if lists.last().is_none_or(|(at, _)| *at > settled) {
+        if settled == 0 {
             lists.push((None, self.slots_of_the_base()));
         }
-        lists.reverse();
-        Ok(lists)
+        for at in &entries[settled.saturating_sub(1)..] {
+            let payload = match log.payload(*at) {
+                Err(ScanError::Damaged { .. }) => return Ok(None),
+                other => other.map_err(Stop::failed)?,
+            };
+            lists.push((Some(*at), Slots::decode(&payload).map_err(Stop::failed)?));
+        }
+        Ok(Some(lists))
     }
 
     /// The slots that were in force where the log begins.
@@ -285,6 +289,11 @@ impl Shared {
                 None => owners.push((own.clone(), needs)),
             }
         }
+        let archived = self.archive.as_ref().and_then(|archive| archive.needs());
+        if let Some(needs) = archived {
+            owners.retain(|(name, _)| name != ARCHIVE);
+            owners.push((ARCHIVE.to_owned(), needs));
+        }
         let mut book = self.slots.lock();
         lead.feeders.leave_to_slots(&book.committed());
         if self.may_change_slots(&lead, &book).is_err() {
@@ -294,11 +303,15 @@ impl Shared {
         // A slot is made, also in the place of one that was given up, when its owner lacks little: or it would be given up
         // again at once, and made again.
         let (config, log) = (&self.core.config, &self.core.log);
-        let little = config.segment_bytes.min(config.pin_max_bytes / 2);
+        let little = |name: &str| match name {
+            // An archive that is new here begins far back.
+            ARCHIVE => config.pin_max_bytes / 2,
+            _ => config.segment_bytes.min(config.pin_max_bytes / 2),
+        };
         let has_one = |name: &str| slots.find(name).is_some_and(|slot| slot.invalid.is_none());
         let served = owners
             .iter()
-            .filter(|(name, to)| has_one(name) || log.bytes_after(to.previous()) <= little)
+            .filter(|(name, to)| has_one(name) || log.bytes_after(to.previous()) <= little(name))
             .cloned()
             .collect::<Vec<_>>();
         let followed = slots.followed(&served, self.oldest(), self.core.clock.wall_micros());

@@ -10,7 +10,7 @@ use crate::clock::{Clock, Deadline};
 use crate::entry::{EntryRef, follows};
 use crate::ids::{Position, Vlsn, VlsnRange, number};
 use crate::log::scanner::{LogScanner, Run, ScanError};
-use crate::log::{Log, MappedScanner};
+use crate::log::{Log, MappedScanner, ScrubPlace};
 use crate::node::group::Shared;
 use crate::wire::message::{ControlReply, RangeDigest};
 
@@ -122,6 +122,7 @@ impl Digesting {
         };
         if let Err(at) = check(&run, self.behind) {
             log::error!("VLSN {at} can't be digested: its bytes, or its place in the chain, are damaged");
+            self.note(at);
             return Some(ControlReply::Damaged(at));
         }
         for slice in run.slices() {
@@ -137,6 +138,16 @@ impl Digesting {
         let range = VlsnRange::new(first, last.vlsn).filter(|_| over)?;
         let digest = self.digest.finish_128();
         Some(ControlReply::Digest(RangeDigest { range, bytes: self.bytes, digest, last }))
+    }
+
+    /// The log's readers trust what they verified once: the damage has to be found in the file, to be healed.
+    fn note(&self, at: Vlsn) {
+        let mut place = ScrubPlace::behind(at.previous());
+        while let Some(next) = self.log.scrub(place).next
+            && next.after < Some(at)
+        {
+            place = next;
+        }
     }
 
     fn late(&self) -> ControlReply {

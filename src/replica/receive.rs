@@ -21,7 +21,7 @@ use crate::watermark::rest;
 use crate::wire::compress::Expander;
 use crate::wire::message::{
     Ack, Capabilities, Entries, Feed, Heartbeat, HeartbeatReply, Message, Nack, NackReason, NeedSnapshot,
-    Syncup, Welcome,
+    RejectReason, Syncup, Welcome,
 };
 use crate::worker::{Step, Stop, Worker};
 
@@ -550,7 +550,9 @@ impl Worker for Receive {
         }
         self.shared.guide.lost(&error);
         let fatal = error.is_fatal();
-        let expected = self.shared.is_closing() || matches!(error, FollowError::Goodbye(_));
+        // Nobody leads for a moment, or somebody else: that is daily life.
+        let elsewhere = matches!(error, FollowError::Rejected(RejectReason::NotMaster { .. }));
+        let expected = self.shared.is_closing() || elsewhere || matches!(error, FollowError::Goodbye(_));
         let level = if expected { log::Level::Debug } else { log::Level::Warn };
         log::log!(level, "{} lost its master: {error}", self.shared.config.node);
         *self.shared.last_error.lock() = Some(error.clone());

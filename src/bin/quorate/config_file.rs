@@ -10,6 +10,7 @@ use quorate::disk::RealDisk;
 use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
     Address, Compression, Config, ConfigError, GroupId, Member, Members, NodeConfig, NodeId, Plaintext, Role,
+    Snapshots,
 };
 use serde::Deserialize;
 
@@ -53,6 +54,10 @@ struct File {
     retention_every_ms: Option<u64>,
     scrub_bytes_per_second: Option<u64>,
     scrub_every_ms: Option<u64>,
+    snapshots: Option<String>,
+    max_snapshots: Option<usize>,
+    snapshot_bytes_per_second: Option<u64>,
+    snapshot_patience_ms: Option<u64>,
     lag_limit: Option<u64>,
     max_connections: Option<usize>,
     compression: Option<String>,
@@ -252,6 +257,11 @@ impl File {
         set(&mut base.retention_every, self.retention_every_ms.map(Duration::from_millis));
         set(&mut base.scrub_bytes_per_second, self.scrub_bytes_per_second);
         set(&mut base.scrub_every, self.scrub_every_ms.map(Duration::from_millis));
+        let snapshots = [("automatic", Snapshots::Automatic), ("manual", Snapshots::Manual)];
+        set(&mut base.snapshots, one_of("snapshots", self.snapshots.as_deref(), &snapshots)?);
+        set(&mut base.max_snapshots, self.max_snapshots);
+        set(&mut base.snapshot_bytes_per_second, self.snapshot_bytes_per_second);
+        set(&mut base.snapshot_patience, self.snapshot_patience_ms.map(Duration::from_millis));
         set(&mut base.lag_limit, self.lag_limit);
         set(&mut base.max_connections, self.max_connections);
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
@@ -334,7 +344,7 @@ fn role(key: &str, text: Option<&str>) -> Result<Option<Role>, Bad> {
 }
 
 /// The keys of durations say their unit; the library's fields don't.
-const DURATIONS: [&str; 13] = [
+const DURATIONS: [&str; 14] = [
     "archive.every",
     "lazy_flush",
     "heartbeat",
@@ -347,6 +357,7 @@ const DURATIONS: [&str; 13] = [
     "slot_every",
     "retention_every",
     "scrub_every",
+    "snapshot_patience",
     "election_timeout",
 ];
 

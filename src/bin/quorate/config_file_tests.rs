@@ -73,6 +73,7 @@ fn every_key_reaches_the_configuration() {
          batch_bytes = 5000\nlazy_flush_ms = 2\nheartbeat_ms = 3\npeer_timeout_ms = 400\n\
          handshake_timeout_ms = 50\nbackoff_min_ms = 6\nbackoff_max_ms = 70\ncheckpoint_every_ms = 8\n\
          keep_bytes = 11\npin_max_bytes = 12\npin_max_age_ms = 13\ndisk_floor = 14\nslot_every_ms = 15\nretention_every_ms = 16\n\
+         snapshots = \"manual\"\nmax_snapshots = 3\nsnapshot_bytes_per_second = 70000\nsnapshot_patience_ms = 80\n\
          lag_limit = 9\nmax_connections = 10\ncompression = \"lz4\"\nplaintext = \"allowed\"\n\
          [[members]]\nnode = \"n1\"\naddress = \"db1:7000\"\n\
          [[members]]\nnode = \"n2\"\naddress = \"db4:7000\"\nrole = \"arbiter\"\nregion = \"us\"\npriority = 1\n",
@@ -84,6 +85,8 @@ fn every_key_reaches_the_configuration() {
     assert_eq!((base.segment_bytes, base.max_payload, base.max_frame), (131_072, 1000, 70_000));
     assert_eq!((base.batch_bytes, base.lag_limit, base.max_connections), (5000, 9, 10));
     assert_eq!((base.keep_bytes, base.pin_max_bytes, base.disk_floor), (11, 12, 14));
+    assert_eq!((base.snapshots, base.max_snapshots), (quorate::config::Snapshots::Manual, 3));
+    assert_eq!((base.snapshot_bytes_per_second, base.snapshot_patience), (70_000, ms(80)));
     let retention = [base.pin_max_age, base.slot_every, base.retention_every];
     assert_eq!(retention.map(|time| time.as_millis()), [13, 15, 16]);
     assert_eq!((base.lazy_flush, base.heartbeat, base.peer_timeout), (ms(2), ms(3), ms(400)));
@@ -161,6 +164,10 @@ fn every_value_out_of_bounds_is_refused_by_the_name_of_its_key() {
         ("pin_max_age_ms", "0"),
         ("slot_every_ms", "0"),
         ("retention_every_ms", "3600001"),
+        ("snapshots", "\"perhaps\""),
+        ("max_snapshots", "0"),
+        ("snapshot_bytes_per_second", "65535"),
+        ("snapshot_patience_ms", "9"),
         ("lag_limit", "0"),
         ("max_connections", "0"),
         ("max_connections", "1025"),

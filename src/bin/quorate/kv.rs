@@ -33,6 +33,11 @@ type Versioned = (u64, &'static [u8]);
 const DATA: TableDefinition<'_, &[u8], Versioned> = TableDefinition::new("data");
 const POSITION: TableDefinition<'_, &str, u64> = TableDefinition::new("position");
 const APPLIED: &str = "applied";
+/// How long a snapshot of the store would be.
+const BYTES: &str = "bytes";
+
+/// Bytes of the store that are kept in memory.
+const CACHE: usize = 64 << 20;
 
 /// So many verdicts on conditional writes are kept for the writers who wait for them.
 const MAX_VERDICTS: usize = 8192;
@@ -166,7 +171,7 @@ impl Kv {
     /// # Errors
     /// The database's, for instance if another process has it open.
     pub fn open(path: &Path) -> Result<Kv, EngineError> {
-        let db = Database::create(path)?;
+        let db = Database::builder().set_cache_size(CACHE).create(path)?;
         let first = db.begin_write()?;
         first.open_table(DATA)?;
         let applied = first.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
@@ -186,7 +191,8 @@ impl Kv {
         txn.set_durability(Durability::None)?;
         let (mut applied, mut verdicts) = (self.applied, Vec::new());
         {
-            let mut data = txn.open_table(DATA)?;
+            let (mut data, mut position) = (txn.open_table(DATA)?, txn.open_table(POSITION)?);
+            let mut bytes = position.get(BYTES)?.map_or(0, |stored| stored.value());
             for entry in entries.iter() {
                 let next = Vlsn::after(applied);
                 if entry.header().vlsn != Some(next) {
@@ -196,13 +202,14 @@ impl Kv {
                 if entry.kind() == EntryKind::DATA {
                     let record =
                         Record::decode(entry.payload()).map_err(|why| Refused::Record { at: next, why })?;
-                    if let Some(verdict) = change(&mut data, record, next)? {
+                    if let Some(verdict) = change(&mut data, record, next, &mut bytes)? {
                         verdicts.push((next, verdict));
                     }
                 }
                 applied = Some(next);
             }
-            txn.open_table(POSITION)?.insert(APPLIED, number(applied))?;
+            position.insert(APPLIED, number(applied))?;
+            position.insert(BYTES, bytes)?;
         }
         txn.commit()?;
         // Before the node tells that the entries are applied, which is when their writers ask.
@@ -216,16 +223,27 @@ fn change(
     data: &mut Table<'_, &[u8], Versioned>,
     record: Record<'_>,
     at: Vlsn,
+    bytes: &mut u64,
 ) -> Result<Option<Verdict>, redb::StorageError> {
+    let mut put = |data: &mut Table<'_, &[u8], Versioned>, key: &[u8], value: &[u8]| {
+        let before = data.insert(key, (at.get(), value))?.map(|stored| stored.value().1.len());
+        *bytes = (*bytes + snapshot::len(key.len(), value.len()))
+            .saturating_sub(before.map_or(0, |before| snapshot::len(key.len(), before)));
+        Ok::<(), redb::StorageError>(())
+    };
     match record {
-        Record::Put { key, value } => data.insert(key, (at.get(), value)).map(|_before| None),
-        Record::Delete { key } => data.remove(key).map(|_before| None),
+        Record::Put { key, value } => put(data, key, value).map(|()| None),
+        Record::Delete { key } => {
+            let before = data.remove(key)?.map(|stored| stored.value().1.len());
+            *bytes = bytes.saturating_sub(before.map_or(0, |before| snapshot::len(key.len(), before)));
+            Ok(None)
+        }
         Record::Cas { key, expected, value } => {
             let found = data.get(key)?.and_then(|stored| Vlsn::new(stored.value().0));
             if found != expected {
                 return Ok(Some(Verdict::Differs { found }));
             }
-            data.insert(key, (at.get(), value))?;
+            put(data, key, value)?;
             Ok(Some(Verdict::Done))
         }
     }

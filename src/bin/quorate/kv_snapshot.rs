@@ -7,7 +7,7 @@ use quorate::engine::{EngineError, EngineSnapshot, Item, Items};
 use quorate::ids::Vlsn;
 use redb::{Database, Durability, Range, ReadableDatabase};
 
-use super::{APPLIED, DATA, POSITION, Versioned};
+use super::{APPLIED, BYTES, DATA, POSITION, Versioned};
 
 const RECORDS: &str = "records";
 /// No key or value is longer: an entry has room for both.
@@ -17,6 +17,8 @@ const LONGEST: u32 = 1 << 30;
 pub(super) struct Frozen {
     at: Vlsn,
     records: Range<'static, &'static [u8], Versioned>,
+    /// How long it will be.
+    len: u64,
     begun: bool,
     /// A record that did not fit, from `taken` on.
     record: Vec<u8>,
@@ -27,10 +29,12 @@ impl Frozen {
     /// The store as it is; `None` if nothing was applied to it.
     pub(super) fn of(db: &Database) -> Result<Option<Frozen>, EngineError> {
         let txn = db.begin_read()?;
-        let applied = txn.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());
+        let position = txn.open_table(POSITION)?;
+        let applied = position.get(APPLIED)?.map_or(0, |stored| stored.value());
+        let len = position.get(BYTES)?.map_or(0, |stored| stored.value());
         let Some(at) = Vlsn::new(applied) else { return Ok(None) };
         let records = txn.open_table(DATA)?.range::<&[u8]>(..)?;
-        Ok(Some(Frozen { at, records, begun: false, record: Vec::new(), taken: 0 }))
+        Ok(Some(Frozen { at, records, len, begun: false, record: Vec::new(), taken: 0 }))
     }
 
     fn next_record(&mut self) -> Result<bool, EngineError> {
@@ -53,11 +57,15 @@ impl EngineSnapshot for Frozen {
         self.at
     }
 
+    fn bytes(&self) -> Option<u64> {
+        Some(self.len)
+    }
+
     fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
         if std::mem::replace(&mut self.begun, true) {
             return Ok(None);
         }
-        Ok(Some(Item { name: RECORDS.to_owned(), len: None }))
+        Ok(Some(Item { name: RECORDS.to_owned(), len: Some(self.len) }))
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
@@ -96,16 +104,23 @@ pub(super) fn install(db: &Database, items: &mut dyn Items) -> Result<(), Engine
             records.read_exact(&mut version)?;
             take(&mut records, &mut value)?;
             data.insert(&key[..], (u64::from_le_bytes(version), &value[..]))?;
-            let record = (4 + key.len() + 8 + 4 + value.len()) as u64;
-            left = left.checked_sub(record).ok_or("the snapshot's last record is cut")?;
+            left =
+                left.checked_sub(len(key.len(), value.len())).ok_or("the snapshot's last record is cut")?;
         }
-        txn.open_table(POSITION)?.insert(APPLIED, items.at().get())?;
+        let mut position = txn.open_table(POSITION)?;
+        position.insert(APPLIED, items.at().get())?;
+        position.insert(BYTES, item.len.unwrap_or(0))?;
     }
     // What was read is compared with its digest at its end.
     if records.read(&mut [0])? != 0 {
         return Err("the snapshot has more bytes than it says".into());
     }
     Ok(txn.commit()?)
+}
+
+/// How long a record is whose key and value are so long.
+pub(super) fn len(key: usize, value: usize) -> u64 {
+    (4 + key + 8 + 4 + value) as u64
 }
 
 fn take(from: &mut impl Read, into: &mut Vec<u8>) -> Result<(), EngineError> {

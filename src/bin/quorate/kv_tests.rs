@@ -231,6 +231,7 @@ fn carry(kv: &mut Kv, piece: usize) -> Carried {
         }
         bytes.extend_from_slice(&buffer[..read]);
     }
+    assert_eq!(item.len, Some(bytes.len() as u64), "what is said beforehand");
     assert!(snapshot.next_item().unwrap().is_none());
     item.len = Some(bytes.len() as u64);
     Carried(vec![item], bytes, snapshot.at())

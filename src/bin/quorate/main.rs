@@ -15,11 +15,13 @@ mod logs;
 mod node;
 mod orders;
 mod processes;
+mod repair;
 mod replica;
 mod restore;
 mod service;
 mod slots;
 mod status;
+mod transfer;
 mod verify;
 
 use std::io::{self, IsTerminal, Write};

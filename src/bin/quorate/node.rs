@@ -18,12 +18,13 @@ use crate::config_file::NodeFile;
 use crate::kv::Reader;
 use crate::replica::{CLOSING, store_in};
 use crate::service::KvService;
+use crate::transfer::Transfer;
 use crate::{Failure, Verdict};
 
 /// How long a seed may take to say whether the group exists.
 const ASKING: Duration = Duration::from_secs(1);
-/// How often the node is asked whether it still takes part.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often the node is asked whether it still takes part, and what it fetches.
+const LOOK: Duration = Duration::from_millis(250);
 /// So many events wait to be printed; what comes then is left out.
 const MAX_EVENTS: usize = 1024;
 
@@ -80,19 +81,24 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
         None => writeln!(out, "{own} listens nowhere")?,
     }
     out.flush()?;
+    let mut transfer = Transfer::default();
     let ended = loop {
         match news.recv_timeout(LOOK) {
             Ok(News::Signal) | Err(RecvTimeoutError::Disconnected) => break None,
             Ok(News::Event(event)) => {
                 // Nobody may be reading any more; that is no reason to end.
-                let _unread = writeln!(out, "{}", line(&event)).and_then(|()| out.flush());
+                let _unread =
+                    transfer.beside(|| writeln!(out, "{}", line(&event)).and_then(|()| out.flush()));
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                let _unread = transfer.show(node.status().keeping.fetching.as_ref(), out);
+            }
         }
         if let Some(reason) = node.poisoned() {
             break Some(reason);
         }
     };
+    transfer.end();
     node.close(Wait::Until(deadline_in(CLOSING)));
     match ended.or_else(|| node.poisoned()) {
         Some(reason) => Err(reason.into()),
@@ -152,6 +158,7 @@ fn line(event: &Event) -> String {
                 .collect();
             format!("members: {}", names.join(", "))
         }
+        Event::Installed { at } => format!("stands on the snapshot at VLSN {at}"),
         Event::ArchiveGap { missing } => {
             format!("VLSN {missing} were never archived, and nothing can be restored to them")
         }

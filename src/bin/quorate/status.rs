@@ -209,7 +209,11 @@ impl Survey {
     /// Who does not answer and may hold data, and why.
     pub fn silent(&self) -> impl Iterator<Item = (String, String)> {
         let rows = self.report().nodes.into_iter();
-        rows.filter(|row| row.part.is_none() && row.role.as_deref() != Some("arbiter")).map(|row| {
+        // Who leads knows whom there is: an address that is no member's may be of one who was removed.
+        let known = self.master().is_some();
+        let belongs = move |row: &Row| row.role.is_some() || !known;
+        let silent = move |row: &Row| row.part.is_none() && row.role.as_deref() != Some("arbiter");
+        rows.filter(move |row| silent(row) && belongs(row)).map(|row| {
             let name = row.node.or(row.address).unwrap_or_default();
             (name, row.silent.unwrap_or_else(|| "it is not known where it listens".to_owned()))
         })

@@ -157,19 +157,16 @@ struct LeftOut {
 /// If fewer than two nodes answer, or they have no entry in common.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let contact = args.group.contact()?;
-    let survey = Survey::of(&contact);
-    let mut left_out: Vec<LeftOut> = survey.silent().map(|(node, why)| LeftOut { node, why }).collect();
-    let mut nodes = Vec::new();
-    for status in survey.answers().filter(|one| one.role != Role::Arbiter) {
-        let at = survey.heard_at(&status.node).filter(|_| status.keeping.oldest.is_some());
-        match at {
-            Some(address) => nodes.push(Compared { status: status.clone(), client: client(&[address]) }),
-            None => {
-                left_out.push(LeftOut { node: status.node.to_string(), why: "it holds no entries".into() })
-            }
+    let (mut nodes, mut left_out) = to_compare(&contact);
+    if !args.log_only && nodes.len() > 1 && common(&nodes).is_err() {
+        // Who stands on a snapshot in a group that writes nothing holds no entry yet. A mark is one that all get.
+        let wait = Wait::Until(deadline_in(ASKING));
+        let _marked = contact.client().to_master(contact.group, Order::Verify, wait);
+        let mut search = Search::new();
+        while common(&nodes).is_err() && search.pause(wait) {
+            (nodes, left_out) = to_compare(&contact);
         }
     }
-    nodes.sort_by(|a, b| a.status.node.cmp(&b.status.node));
     let range = common(&nodes)?;
     let bar = crate::progress(range.last().get(), "{bar:40} entry {pos} of {len} {eta}");
     let findings = compare::compare(range, &mut Asked { group: contact.group, nodes: &mut nodes, bar });
@@ -195,6 +192,24 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
         print(&report, out)?;
     }
     Ok(verdict)
+}
+
+/// Who is to be compared, and who can't be.
+fn to_compare(contact: &Contact) -> (Vec<Compared>, Vec<LeftOut>) {
+    let survey = Survey::of(contact);
+    let mut left_out: Vec<LeftOut> = survey.silent().map(|(node, why)| LeftOut { node, why }).collect();
+    let mut nodes = Vec::new();
+    for status in survey.answers().filter(|one| one.role != Role::Arbiter) {
+        let at = survey.heard_at(&status.node).filter(|_| status.keeping.oldest.is_some());
+        match at {
+            Some(address) => nodes.push(Compared { status: status.clone(), client: client(&[address]) }),
+            None => {
+                left_out.push(LeftOut { node: status.node.to_string(), why: "it holds no entries".into() })
+            }
+        }
+    }
+    nodes.sort_by(|a, b| a.status.node.cmp(&b.status.node));
+    (nodes, left_out)
 }
 
 /// What a node has on its disk of what is committed.

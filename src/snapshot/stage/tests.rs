@@ -42,7 +42,7 @@ fn feed(staging: &mut Staging, steps: usize, every: usize) -> bool {
             left -= 1;
             staging.chunk(place(number, offset), chunk).unwrap();
             offset += chunk.len() as u64;
-            if left % every == 0 {
+            if left.is_multiple_of(every) {
                 assert_eq!(staging.sync().unwrap(), staging.place());
             }
         }

@@ -91,7 +91,7 @@ fn memcpy(block: usize, total: u64) -> Result<f64, Failure> {
 }
 
 /// Bytes checked per second, in blocks of this size that lie in cache.
-fn crc(block: usize, total: u64) -> Result<f64, Failure> {
+pub fn crc(block: usize, total: u64) -> Result<f64, Failure> {
     let bytes = vec![0x5a; block];
     let rounds = total / block as u64;
     let ((), took) = time(|| {
@@ -123,7 +123,7 @@ pub fn ping_pong(trips: u64) -> Result<f64, Failure> {
 }
 
 /// Bytes per second through a connection, in writes of this size.
-fn bulk(block: usize, total: u64) -> Result<f64, Failure> {
+pub fn bulk(block: usize, total: u64) -> Result<f64, Failure> {
     let (mut near, mut far) = loopback_pair()?;
     let writes = (total / block as u64).max(1);
     let expected = writes * block as u64;

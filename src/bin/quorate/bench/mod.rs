@@ -6,6 +6,7 @@ mod group;
 mod limits;
 mod meter;
 mod quiet;
+mod recovery;
 mod report;
 mod storage;
 mod streams;
@@ -108,6 +109,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     streams::add_all(&mut bench)?;
     commits::add_all(&mut bench)?;
     quiet::add_all(&mut bench)?;
+    recovery::add_all(&mut bench)?;
     bench.progress.finish_and_clear();
     if bench.report.rows().is_empty() {
         return Err("no line has an id that begins so".into());

@@ -1,0 +1,331 @@
+//! Processes that die at a system call, for real: strace ends them by SIGKILL as they enter the Nth write, sync, rename,
+//! removal, creation or allocation of theirs. Afterwards a restore is whole, or is refused by name and can be made anew;
+//! and a node, started again, is as the others are.
+//!
+//! Needs strace; says so and passes where there is none. Some of the places are tried, `QUORATE_KILLS=all` tries each.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use quorate::clock::Stopwatch;
+
+const GROUP: &str = "6a1f4c0e9b7d4e25a3c8d10f52b6e7f3";
+const OTHER: &str = "0d9f00112233445566778899aabbccdd";
+const CALLS: &str =
+    "write,pwrite64,pwritev,fsync,fdatasync,rename,unlink,mkdir,rmdir,openat,ftruncate,fallocate";
+/// So many places are tried of those at which a node may die.
+const FEW: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn quorate(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_quorate")).args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn works(arguments: &[&str]) -> String {
+    let output = quorate(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A port that is free now.
+fn port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether there is a strace that may trace.
+fn can_trace() -> bool {
+    let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
+    let can = traced.as_ref().is_ok_and(|output| output.status.success());
+    if !can {
+        println!("SKIPPED: strace does not trace here");
+    }
+    can
+}
+
+fn all() -> bool {
+    std::env::var("QUORATE_KILLS").is_ok_and(|kills| kills == "all")
+}
+
+/// The command under strace, which only writes down the calls.
+fn watched(log: &Path) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o"]).arg(log).arg(format!("-etrace={CALLS}")).arg(env!("CARGO_BIN_EXE_quorate"));
+    command
+}
+
+/// The command under strace, which kills it at its `at`th `call` (of one thread).
+fn doomed(call: &str, at: usize) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", &format!("-etrace={call}")]);
+    command.arg(format!("-einject={call}:signal=KILL:when={at}")).arg(env!("CARGO_BIN_EXE_quorate"));
+    command
+}
+
+/// How often each call was made by the thread that made most of them.
+fn counted(log: &Path) -> Vec<(String, usize)> {
+    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        let mut words = line.split_whitespace();
+        let (Some(thread), Some(rest)) = (words.next(), words.next()) else { continue };
+        let Some((call, _)) = rest.split_once('(') else { continue };
+        *counts.entry((call.to_owned(), thread.to_owned())).or_default() += 1;
+    }
+    let mut most: BTreeMap<String, usize> = BTreeMap::new();
+    for ((call, _), count) in counts {
+        let most = most.entry(call).or_default();
+        *most = count.max(*most);
+    }
+    most.into_iter().collect()
+}
+
+struct Process(Child);
+
+impl Process {
+    fn start(mut command: Command, output: &Path) -> Process {
+        let output = fs::OpenOptions::new().create(true).append(true).open(output).unwrap();
+        command.stdin(Stdio::piped()).stdout(output.try_clone().unwrap()).stderr(output);
+        Process(command.spawn().unwrap())
+    }
+
+    /// Whoever it traces, or it itself, is ended.
+    fn kill(&mut self) {
+        let id = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let _ended = Command::new("kill").args(["-9", child]).stderr(Stdio::null()).status();
+        }
+        let _ended = self.0.kill();
+        let _ended = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn node(config: &Path, name: &str) -> [String; 5] {
+    ["node", "--config", config.to_str().unwrap(), "--node", name].map(str::to_owned)
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Stopwatch::start();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A group's file. Everything is small, so that all that can happen happens soon.
+fn group(dir: &Path, nodes: &[&str]) -> PathBuf {
+    let members: Vec<String> = nodes
+        .iter()
+        .map(|node| format!("{{ node = \"{node}\", address = \"127.0.0.1:{}\" }}", port()))
+        .collect();
+    let text = format!(
+        "group = \"{GROUP}\"\nfound = true\nsegment_bytes = 131072\nmax_payload = 65536\nkeep_bytes = 0\n\
+         retention_every_ms = 50\ncheckpoint_every_ms = 50\nheartbeat_ms = 50\nelection_timeout_ms = 500\n\
+         backoff_max_ms = 100\nmembers = [{}]\n\
+         archive = {{ dir = \"archive\", every_ms = 50, base_bytes = 262144, bases = 2 }}\n",
+        members.join(", ")
+    );
+    let path = dir.join("group.toml");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Writes a few keys, of some ten KiB each.
+fn write(config: &str, round: usize, keys: usize) {
+    for key in 0..keys {
+        let value = format!("{round}.").repeat(6000);
+        works(&["kv", "put", "--timeout", "60", "--config", config, &format!("k{key}"), &value]);
+    }
+}
+
+#[test]
+fn a_restore_that_dies_is_refused_by_name_or_whole() {
+    if !can_trace() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = group(dir.path(), &["n1"]);
+    let config = file.to_str().unwrap();
+    let archive = dir.path().join("archive");
+    let archive = archive.to_str().unwrap();
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(node(&file, "n1"));
+        let _n1 = Process::start(command, &dir.path().join("n1.out"));
+        write(config, 1, 40);
+        until("a base, and log behind it", || {
+            let list = quorate(&["archive", "list", "--json", archive]);
+            let list = said(&list);
+            let log = list.lines().rfind(|line| line.contains("\"log\"")).is_some();
+            log && list.lines().any(|line| line.contains("\"whole\":true"))
+        });
+        write(config, 2, 3);
+        let version = works(&["kv", "get", "--config", config, "--json", "k2"]);
+        let version: serde_json::Value = serde_json::from_str(&version).unwrap();
+        until("the last value in the archive", || {
+            let list = said(&quorate(&["archive", "list", "--json", archive]));
+            let last = list.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            last.filter_map(|one| one["log"][1].as_u64()).max() >= version["version"].as_u64()
+        });
+    }
+    let to = dir.path().join("restored");
+    let path = to.to_str().unwrap();
+    let restore = ["restore", "--from", archive, "--to", path, "--node", "r1", "--group", OTHER];
+    let log = dir.path().join("strace.log");
+    assert!(watched(&log).args(restore).output().unwrap().status.success());
+    let places = counted(&log);
+    let small = dir.path().join("r1.toml");
+    let text = format!(
+        "group = \"{OTHER}\"\nnode = \"r1\"\ndir = \"restored\"\nlisten = \"127.0.0.1:{}\"\n",
+        port()
+    );
+    fs::write(&small, text).unwrap();
+    let own = small.to_str().unwrap();
+    let opens = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(["node", "--config", own]);
+        let _r1 = Process::start(command, &dir.path().join("r1.out"));
+        let found = works(&["kv", "get", "--timeout", "60", "--config", own, "k2"]);
+        assert_eq!(found, format!("{}\n", "2.".repeat(6000)));
+        assert_eq!(works(&["kv", "get", "--config", own, "k39"]), format!("{}\n", "1.".repeat(6000)));
+    };
+    opens();
+    let (mut kills, mut whole, mut unfinished, mut nothing) = (0, 0, 0, 0);
+    for (call, count) in &places {
+        for at in 1..=*count {
+            let _gone = fs::remove_dir_all(&to);
+            let died = !doomed(call, at).args(restore).output().unwrap().status.success();
+            assert!(died, "{call} {at} of {count}");
+            kills += 1;
+            let empty = fs::read_dir(&to).map_or(true, |mut names| names.next().is_none());
+            if empty {
+                nothing += 1;
+            } else if to.join("state").exists() {
+                // Everything was there before this.
+                assert!(!quorate(&restore).status.success());
+                opens();
+                whole += 1;
+                continue;
+            } else {
+                let again = quorate(&restore);
+                let why = said(&again);
+                let named = why.contains("did not end: remove the directory") || why.contains("is not empty");
+                assert!(!again.status.success() && named, "{call} {at}: {why}");
+                let opened = Command::new("timeout")
+                    .args(["20", env!("CARGO_BIN_EXE_quorate"), "node", "--config", own])
+                    .output()
+                    .unwrap();
+                assert_eq!(opened.status.code(), Some(1), "{call} {at}: {}", said(&opened));
+                assert!(said(&opened).contains("restored"), "{call} {at}: {}", said(&opened));
+                unfinished += 1;
+                fs::remove_dir_all(&to).unwrap();
+            }
+            works(&restore);
+        }
+    }
+    opens();
+    println!("{kills} kills: {nothing} left nothing, {unfinished} were refused, {whole} were whole");
+    assert!(unfinished > 20 && whole > 0 && nothing > 0);
+}
+
+#[test]
+fn a_node_that_dies_at_a_system_call_comes_back_equal() {
+    if !can_trace() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = group(dir.path(), &["n1", "n2", "n3"]);
+    let config = file.to_str().unwrap();
+    let start = |name: &str, mut command: Command| {
+        command.args(node(&file, name)).arg("--until-stdin-ends");
+        Process::start(command, &dir.path().join(format!("{name}.out")))
+    };
+    let plain = || Command::new(env!("CARGO_BIN_EXE_quorate"));
+    let _others = [start("n1", plain()), start("n2", plain())];
+    let mut n3 = start("n3", plain());
+    write(config, 0, 30);
+    let status = || {
+        let output = quorate(&["status", "--json", "--config", config]);
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default()
+    };
+    let is_back = || {
+        let status = status();
+        let rows = status["nodes"].as_array().cloned().unwrap_or_default();
+        let row = rows.iter().find(|row| row["node"] == "n3").cloned().unwrap_or_default();
+        row["standing"] == "full" && row["part"].is_string() && row["applied"] == status["committed"]
+    };
+    // It comes, is written to, leads, archives, and is written to again; `ended` says when it is over.
+    let live = |round: usize, n3: &mut Process| {
+        let began = Stopwatch::start();
+        let mut dead = || n3.0.try_wait().unwrap().is_some() || began.elapsed() > Duration::from_secs(10);
+        while !dead() && !is_back() {}
+        if !dead() {
+            write(config, round, 12);
+            let _elsewhere = quorate(&["transfer", "--to", "n3", "--config", config]);
+            write(config, round, 12);
+        }
+    };
+    n3.kill();
+    let own = dir.path().join("n3");
+    fs::remove_dir_all(&own).unwrap();
+    let log = dir.path().join("strace.log");
+    n3 = start("n3", watched(&log));
+    live(1, &mut n3);
+    n3.kill();
+    let mut places: Vec<(String, usize)> = Vec::new();
+    for (call, count) in counted(&log) {
+        places.extend((1..=count).map(|at| (call.clone(), at)));
+    }
+    assert!(places.len() > 100, "{places:?}");
+    let said = fs::read_to_string(dir.path().join("n3.out")).unwrap();
+    assert!(said.contains("stands on the snapshot at VLSN "), "{said}");
+    let tried = if all() { places.len() } else { FEW.min(places.len()) };
+    let (mut died, mut fetched) = (0, 0);
+    for number in 0..tried {
+        // Far from each other, so that a few are of all kinds.
+        let (call, at) = &places[number * places.len() / tried];
+        // Every other time it begins with nothing.
+        if number % 2 == 0 {
+            fs::remove_dir_all(&own).unwrap();
+            fetched += 1;
+        }
+        n3 = start("n3", doomed(call, *at));
+        live(number + 2, &mut n3);
+        died += usize::from(n3.0.try_wait().unwrap().is_some());
+        n3.kill();
+        n3 = start("n3", plain());
+        let began = Stopwatch::start();
+        while !is_back() {
+            let out = fs::read_to_string(dir.path().join("n3.out")).unwrap();
+            assert!(began.elapsed() < PATIENCE, "{call} {at}: {:#}\n{out}", status());
+        }
+        let verified = quorate(&["verify", "--config", config]);
+        assert_ne!(verified.status.code(), Some(1), "{call} {at}: {}", self::said(&verified));
+        n3.kill();
+    }
+    n3 = start("n3", plain());
+    until("it to be back", is_back);
+    let verified = works(&["verify", "--config", config]);
+    assert!(
+        verified.contains("the engines are equal at VLSN ") && verified.contains("n1, n2, n3"),
+        "{verified}"
+    );
+    n3.kill();
+    let archive = dir.path().join("archive");
+    let archive = archive.to_str().unwrap();
+    works(&["archive", "verify", archive]);
+    println!("{tried} places of {}: it died at {died}, and began with nothing at {fetched}", places.len());
+    assert!(died * 2 > tried, "{died} of {tried}");
+}
