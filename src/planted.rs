@@ -48,7 +48,6 @@ pub enum Bug {
     LowerTermAccepted,
     SnapshotPositionLater,
     InstallWithoutIntent,
-    InstallBelowCommitted,
     BaseNotStored,
     PruneBeyondCheckpoint,
     PruneIgnoresSlots,

@@ -164,7 +164,10 @@ impl View<'_> {
     /// What anybody needs begins here, the places of the lists not counted, which can be others.
     fn floor(&self, void: &[(u64, Invalid)]) -> Vlsn {
         let pins = self.inputs.pins.iter();
-        let ignored = |pin: &PinInfo| active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:");
+        let ignored = |pin: &PinInfo| {
+            active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:")
+                || active(Bug::PruneBeyondCheckpoint) && pin.owner == "engine"
+        };
         let valid = pins.filter(|pin| void.iter().all(|(number, _)| *number != pin.number) && !ignored(pin));
         valid.map(|pin| pin.from).fold(self.own_floor(), Vlsn::min)
     }

@@ -115,12 +115,12 @@ fn slots_lose_nothing_and_caps_are_kept_in_crashes() {
 
 #[test]
 fn wiped_nodes_come_back_by_snapshots_that_are_broken_off_and_resumed() {
-    let keep = || Keep { rate: 64 << 10, ..Keep::default() };
-    let met = campaign(
-        "snapshots",
-        &|| Plan { transfer: 0.01, isolate: 0.005, ..Plan::wipes(3).keeping(keep()) },
-        20,
-    );
+    let plan = || {
+        let mut plan = Plan::wipes(3).keeping(Keep { rate: 64 << 10, ..Keep::default() });
+        (plan.transfer, plan.isolate, plan.net.reset) = (0.01, 0.005, 0.005);
+        plan
+    };
+    let met = campaign("snapshots", &plan, 20);
     must_have_met(
         "snapshots",
         &met,

@@ -156,7 +156,10 @@ impl Core {
             let removed = leaving.take().or_else(|| {
                 // Under the pins' lock, so that a pin either holds the segment or comes too late and is told.
                 let pins = self.pins.lock();
-                let ignored = |pin: &Held| active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:");
+                let ignored = |pin: &Held| {
+                    active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:")
+                        || active(Bug::PruneBeyondCheckpoint) && pin.owner == "engine"
+                };
                 let valid = pins.held.values().filter(|pin| !pin.void && !ignored(pin));
                 let floor = valid.map(|pin| pin.from).fold(floor, Vlsn::min);
                 let mut catalog = self.catalog.lock();

@@ -438,6 +438,17 @@ mod tests {
         assert_eq!(judge(&[b, c]), Resolution::Settled);
     }
 
+    #[cfg(feature = "planted")]
+    #[test]
+    fn the_planted_bug_gives_up_what_nobody_has() {
+        let damaged = Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap() };
+        let answers = ["b", "c"].map(|name| answer(name, damaged, at(5, 1), at(5, 1)));
+        crate::planted::plant(Some(Bug::DamagedSettledBecauseNobodyHasIt));
+        let planted = judge_damage(0, &answers);
+        crate::planted::plant(None);
+        assert_eq!((planted, judge_damage(0, &answers)), (Resolution::Settled, Resolution::Lost));
+    }
+
     fn judge_damage(committed: u64, answers: &[(NodeId, SurveyReply)]) -> Resolution {
         let members = Members::new(["a", "b", "c"].map(|name| Member::electable(id(name))).into()).unwrap();
         let answers = answers.iter().cloned().collect();

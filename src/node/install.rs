@@ -112,7 +112,6 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
-        _ if active(Bug::InstallBelowCommitted) => None,
         _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
@@ -196,8 +195,17 @@ pub(super) fn finish_install(
 ) -> Result<(), NodeError> {
     let disk = &*host.disk;
     let mut finish = || -> Result<(), InstallError> {
-        let Some(intent) = Intent::load(disk, &config.dir)? else { return Ok(()) };
         let staging = dir.join(STAGING);
+        let Some(intent) = Intent::load(disk, &config.dir)? else {
+            // A crash may have come between the end of an install and the removal of what was staged.
+            let staged =
+                Staged::open(Arc::clone(&host.disk), &staging).ok().map(|staged| staged.base().at.vlsn);
+            let stands_on = load_base(disk, dir)?.map(|base| base.at.vlsn);
+            if staged.is_some() && staged <= stands_on {
+                discard(disk, &staging)?;
+            }
+            return Ok(());
+        };
         let mut staged = Staged::open(Arc::clone(&host.disk), &staging)?;
         if staged.digest() != intent.digest {
             return Err(InstallError::Other { dir: staging });

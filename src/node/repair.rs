@@ -111,7 +111,7 @@ impl Repair {
         self.next = None;
         node.mending.pool.lock().clear();
         node.mending.lacking.lock().clear();
-        // The members may have been read from an older list.
+        // The members and the slots may have been read from older lists.
         node.reload_members();
         node.reload_slots();
         node.election.poke();

@@ -5,10 +5,12 @@ use std::sync::Weak;
 use crate::clock::{Deadline, Wait};
 use crate::ids::Vlsn;
 use crate::log::{Extent, PinInfo, PruneError, Pruned};
+use crate::members::Standing;
 use crate::node::Event;
 use crate::node::group::Shared;
 use crate::node::lead::WriteRefused;
 use crate::node::slots::{SLOT, SlotRefused};
+use crate::planted::{Bug, active};
 use crate::retention::{Decision, Inputs, Limits, decide, holds_up};
 use crate::slots::Invalid;
 use crate::watermark::rest;
@@ -44,7 +46,7 @@ impl Worker for Retention {
 impl Shared {
     /// One round.
     fn retain(&self, now: Deadline) {
-        if self.core.poison.reason().is_some() {
+        if self.core.poison.reason().is_some() || self.is_damaged() {
             return;
         }
         if self.slots.lock().uncertain {
@@ -70,6 +72,9 @@ impl Shared {
     pub fn prune(&self, floor: Vlsn) -> Result<Pruned, PruneError> {
         self.settle_slots();
         let log = &self.core.log;
+        if self.is_damaged() {
+            return log.prune(Vlsn::FIRST);
+        }
         let floor = floor.min(Vlsn::after(Vlsn::new(self.core.apply.committed.get())));
         let [members, slots] = self.stated();
         let checkpointed = Vlsn::new(self.core.apply.checkpointed.get());
@@ -80,11 +85,28 @@ impl Shared {
         log.prune([members, slots].into_iter().flatten().fold(floor, Vlsn::min))
     }
 
+    /// Whether the lists that say what is needed may be damaged here.
+    fn is_damaged(&self) -> bool {
+        let (log, standing) = (&self.core.log, self.election.state().state().standing);
+        let damaged = log.damaged();
+        let hit = |at: &Vlsn| damaged.iter().any(|range| range.first() <= *at && *at <= range.last());
+        let lists = [log.memberships(), log.slot_lists()];
+        let in_doubt = lists
+            .iter()
+            .zip(self.stated())
+            .any(|(list, stated)| list.iter().filter(|at| Some(**at) >= stated).any(hit));
+        matches!(standing, Standing::Damaged { .. }) || (!damaged.is_empty() && in_doubt)
+    }
+
     /// Where the last lists of members and slots stand that were in force where the engine is: a snapshot of it has to have
-    /// them.
+    /// them. Only of those on this node's disk: after a crash they say who belongs to the group.
     pub fn stated(&self) -> [Option<Vlsn>; 2] {
         let apply = &self.core.apply;
-        let settled = Vlsn::new(apply.committed.get().min(apply.checkpointed.get()));
+        let checkpointed = match active(Bug::PruneBeyondCheckpoint) {
+            true => apply.committed.get(),
+            false => apply.checkpointed.get(),
+        };
+        let settled = self.settled_here().min(Vlsn::new(checkpointed));
         let log = &self.core.log;
         [log.memberships(), log.slot_lists()].map(|list| list.into_iter().rfind(|at| Some(*at) <= settled))
     }

@@ -87,10 +87,13 @@ impl SlotBook {
     /// Makes the pins what the lists say.
     fn keep(&mut self, log: &Log) {
         let mut needs: BTreeMap<&str, Vlsn> = BTreeMap::new();
+        let oldest = Vlsn::after(log.base().map(|base| base.vlsn));
         let all = self.lists.iter().flat_map(|(_, slots)| slots.iter());
         for slot in all.filter(|slot| slot.invalid.is_none()) {
             let from = needs.entry(&slot.name).or_insert(slot.from);
-            *from = slot.from.min(*from);
+            // What an earlier list asks for may be gone, if that was not known to be committed before the node was opened:
+            // what a later one asks for is kept all the same.
+            *from = if *from < oldest { slot.from.max(*from) } else { slot.from.min(*from) };
         }
         self.pins.retain(|name, _| needs.contains_key(name.as_str()));
         for (name, from) in needs {
@@ -112,6 +115,11 @@ pub(super) const SLOT: &str = "slot:";
 impl Shared {
     fn committed_here(&self) -> Option<Vlsn> {
         Vlsn::new(self.core.apply.committed.get())
+    }
+
+    /// What is committed and on this node's disk: what lies behind that, a crash may take back here.
+    pub(super) fn settled_here(&self) -> Option<Vlsn> {
+        self.committed_here().min(Vlsn::new(self.core.log.life().flushed.get()))
     }
 
     /// Puts the last list of slots of the log in force, else that of the base that the log stands on.
@@ -138,7 +146,7 @@ impl Shared {
     fn read_slots(&self) -> Result<Option<Vec<(Option<Vlsn>, Slots)>>, Stop> {
         let log = &self.core.log;
         let entries = log.slot_lists();
-        let settled = entries.partition_point(|at| Some(*at) <= self.committed_here());
+        let settled = entries.partition_point(|at| Some(*at) <= self.settled_here());
         let mut lists = Vec::new();
         if settled == 0 {
             lists.push((None, self.slots_of_the_base()));
@@ -167,7 +175,7 @@ impl Shared {
 
     /// Lets go of what only lists before the last committed one keep.
     pub fn settle_slots(&self) {
-        let committed = self.committed_here();
+        let committed = self.settled_here();
         let mut book = self.slots.lock();
         let settled = book.lists.iter().rposition(|(at, _)| *at <= committed).unwrap_or(0);
         if settled == 0 {
@@ -342,6 +350,20 @@ mod tests {
             let create = SlotChange::Create { name: (*name).into(), from: v(*from), now: 0 };
             slots.changed(&create, v(1), v(*from)).unwrap()
         })
+    }
+
+    #[test]
+    fn a_list_that_asks_for_what_is_gone_lets_nothing_go_that_a_later_one_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+        log.reset(crate::ids::Position { vlsn: v(50), term: Term::new(1), crc: 7 }).unwrap();
+        let mut book = SlotBook::default();
+        book.adopt(vec![(Some(v(60)), slots(&[("a", 30)])), (Some(v(70)), slots(&[("a", 60)]))], &log);
+        let pin = log.pins().remove(0);
+        assert_eq!((pin.from, pin.void), (v(60), false));
+        book.adopt(vec![(Some(v(60)), slots(&[("a", 30)]))], &log);
+        assert!(log.pins().remove(0).void, "all that is asked for is gone");
     }
 
     #[test]

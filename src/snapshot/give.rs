@@ -264,6 +264,18 @@ impl Giving {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Term;
+
+    #[test]
+    fn a_chunk_and_its_head_fit_into_the_frame_that_is_allowed() {
+        for max_frame in [64 << 10, 100_000, 16 << 20] {
+            let bytes = vec![7; chunk_len(max_frame)];
+            let chunk = SnapshotChunk { at: SnapshotPlace { item: 1, offset: 2 }, bytes: &bytes };
+            let mut frame = Vec::new();
+            Message::SnapshotChunk(chunk).encode(Term::new(1), 9, &mut frame);
+            assert!(frame.len() <= max_frame as usize && bytes.len() > 60_000);
+        }
+    }
 
     /// An item without end.
     struct Endless(bool);

@@ -29,6 +29,8 @@ pub struct Keep {
     pub own_slots: bool,
     /// The cap of slots and replicas.
     pub pin_max_bytes: u64,
+    /// How often the engine makes durable what it applied.
+    pub checkpoint_every: Duration,
     /// Bytes per second of a snapshot.
     pub rate: u64,
     /// How often bits of one node's log are flipped, when all is well.
@@ -43,6 +45,7 @@ impl Default for Keep {
             slots: 0.05,
             own_slots: false,
             pin_max_bytes: 160 << 10,
+            checkpoint_every: ms(15),
             rate: 1 << 20,
             rot: 0.0,
             archive: false,
@@ -81,6 +84,8 @@ struct Seen {
     held: BTreeSet<String>,
     /// Slots that were valid in this life, and committed so.
     valid: BTreeSet<String>,
+    /// Those of them that were given up.
+    given_up: BTreeSet<String>,
     provider: Option<String>,
     /// Since when it leads with known damage.
     leads_damaged: Option<Deadline>,
@@ -138,6 +143,7 @@ impl Cluster {
         (base.keep_bytes, base.retention_every, base.slot_every) = (0, ms(7), ms(20));
         (base.pin_max_bytes, base.pin_max_age) = (keep.pin_max_bytes, Duration::from_secs(2));
         (base.snapshot_bytes_per_second, base.snapshot_patience) = (keep.rate, ms(300));
+        base.checkpoint_every = keep.checkpoint_every;
         (base.scrub_bytes_per_second, base.scrub_every) = (8 << 20, ms(60));
         if config.role == Role::Arbiter {
             return;
@@ -384,7 +390,10 @@ impl Cluster {
                     .iter()
                     .any(|event| matches!(event, Event::PinGivenUp { owner: of, .. } if *of == owner))
             };
-            for slot in slots.iter().filter(|slot| slot.invalid.is_none()) {
+            // What a damaged node has of the lists may be old.
+            let damaged = !node.log().damaged().is_empty()
+                || matches!(node.standing(), quorate::Standing::Damaged { .. });
+            for slot in slots.iter().filter(|slot| slot.invalid.is_none() && !damaged) {
                 if base < Some(slot.from) {
                     seen.held.insert(slot.name.clone());
                 } else if seen.held.contains(&slot.name) && !given_up(&slot.name) {
@@ -397,11 +406,11 @@ impl Cluster {
                     if slot.invalid.is_none() {
                         seen.valid.insert(slot.name.clone());
                     } else if seen.valid.remove(&slot.name) {
+                        seen.given_up.insert(slot.name.clone());
                         count("slots invalidated", 1);
                     }
                 }
             }
-            let damaged = !node.log().damaged().is_empty();
             if node.leads().is_some() && damaged {
                 let since = *seen.leads_damaged.get_or_insert(now);
                 if now > since + STEPS_DOWN_WITHIN {
@@ -498,15 +507,19 @@ impl Cluster {
         }
         for (place, seen) in self.places.iter().zip(&self.recovery.seen) {
             let Some(node) = place.up.as_ref().filter(|_| place.role == Role::Electable) else { continue };
+            // Whoever saw a slot given up told so.
+            for name in &seen.given_up {
+                let told = |event: &Event| matches!(event, Event::SlotInvalid { name: of, .. } if of == name);
+                if !seen.events.lock().iter().any(told) {
+                    return Err(format!("{} did not tell that {name} was given up", place.name));
+                }
+            }
             let shown = node.status().keeping.slots;
             for slot in slots.iter() {
                 if !shown.contains(slot) {
                     return Err(format!("{} does not show {slot:?}", place.name));
                 }
             }
-            let told =
-                seen.events.lock().iter().filter(|event| matches!(event, Event::SlotInvalid { .. })).count();
-            log::debug!("{} told of {told} slots", place.name);
         }
         self.check_restored()
     }
