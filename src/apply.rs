@@ -21,14 +21,12 @@ use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Life, Log, MappedScanner, Pin};
 use crate::planted::{Bug, active};
 use crate::runtime::Running;
-use crate::watermark::{Closed, Watermark, rest};
+use crate::watermark::{Closed, Watermark};
 use crate::worker::{Step, Stop, Worker};
 
 /// How much is handed to the engine at once.
 const BATCH_ENTRIES: u64 = 4096;
 const BATCH_BYTES: usize = 1 << 20;
-/// How often damage is looked at again.
-const DAMAGED_PAUSE: Duration = Duration::from_millis(50);
 
 /// The positions around the engine. `applied ≤ min(committed, flushed)` and `checkpointed ≤ applied`.
 pub(crate) struct ApplyState {
@@ -75,6 +73,10 @@ impl ApplyState {
     pub fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
         self.committed.close();
+        // It may wait for something else.
+        if let Some(worker) = self.worker.get() {
+            worker.poke();
+        }
     }
 
     /// Sets who is told when the engine's positions advance.
@@ -207,10 +209,14 @@ impl Apply {
         Ok(Step::Idle { due: self.checkpoint_due })
     }
 
-    fn pause(&self, wait: Wait) -> Step {
-        let due = self.checkpoint_due.min(self.clock.now() + DAMAGED_PAUSE);
-        rest(wait.at_most(due));
-        Step::Idle { due }
+    /// Waits until something is damaged no more: it was at `eased` when damage was met.
+    fn pause(&mut self, eased: u64, wait: Wait) -> Result<Step, Stop> {
+        let due = self.checkpoint_due;
+        match self.log.damages_eased().wait(eased + 1, wait.at_most(due)) {
+            Ok(true) => Ok(Step::Worked),
+            Ok(false) => Ok(Step::Idle { due }),
+            Err(Closed) => self.finish(),
+        }
     }
 
     fn checkpoint(&mut self) -> Result<(), Stop> {
@@ -249,13 +255,14 @@ impl Apply {
     fn apply_up_to(&mut self, limit: u64, wait: Wait) -> Result<Step, Stop> {
         let applied = self.state.applied.get();
         let most = (limit - applied).min(BATCH_ENTRIES) as u32;
+        let eased = self.log.damages_eased().get();
         let run = match self.scanner.run(Vlsn::new(applied), most, BATCH_BYTES) {
             Ok(Some(run)) => run,
             Ok(None) => return self.idle(),
             Err(ScanError::LifeEnded) => return self.new_life(),
             // It waits until that is healed.
             Err(ScanError::Damaged { .. }) if self.state.heals.load(Ordering::Relaxed) => {
-                return Ok(self.pause(wait));
+                return self.pause(eased, wait);
             }
             Err(error) => return Err(Stop::failed(ApplyError::Scan(error))),
         };

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::clock::{Wait, deadline_in};
-use crate::ids::GroupId;
+use crate::ids::{GroupId, NodeId, VlsnRange};
 use crate::runtime::Runtime;
 use crate::watermark::rest;
-use crate::wire::message::{Control, ControlReply, Message, Order, Request};
+use crate::wire::message::{Control, ControlReply, EntryRequest, Message, Order, Request, Survey};
 
 use connection::{Connection, Unsaid};
 pub use error::{ClientError, Unreached, Why};
@@ -126,6 +126,29 @@ impl Client {
         let message = Message::Request(Request { group, body });
         self.exchange(&message, wait, |answer| match answer {
             Message::Response(response) => Some(response.body.to_vec()),
+            _ => None,
+        })
+    }
+
+    /// Asks for entries as they stand in a node's log: as many of the range, from its first on, as fit one answer; `None`
+    /// if the node has not got the first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn entries(
+        &mut self,
+        group: GroupId,
+        range: VlsnRange,
+        wait: Wait,
+    ) -> Result<Option<Vec<u8>>, ClientError> {
+        let node = NodeId::new("repair").unwrap_or_else(|_| unreachable!("a good name"));
+        let survey = Message::Survey(Survey { group, node, after: None });
+        self.exchange(&survey, wait, |answer| matches!(answer, Message::SurveyReply(_)).then_some(()))?;
+        let (from, to) = (range.first(), range.last());
+        let request = EntryRequest { from, to, max_entries: u32::MAX, max_bytes: u32::MAX };
+        self.exchange(&Message::EntryRequest(request), wait, |answer| match answer {
+            Message::Entries(entries) => Some(Some(entries.run.to_vec())),
+            Message::Nack(_) => Some(None),
             _ => None,
         })
     }

@@ -39,6 +39,10 @@ pub(crate) trait Office: Send + Sync {
     fn whole(&self) -> bool {
         true
     }
+    /// Leading without a whole log: whether it is handing over, and need not step down yet.
+    fn hands_over(&self) -> bool {
+        false
+    }
     /// The members in force.
     fn members(&self) -> Arc<Members>;
     /// Whether the members in force are without this node by a change that it does not know to be committed. Its log may

@@ -100,7 +100,7 @@ impl Election {
         if let Phase::Leading { since } = inner.phase {
             inner.ordered = None;
             let end = office.contact(now).max(since) + timeout;
-            if office.able() && office.whole() && now < end {
+            if office.able() && now < end && (office.whole() || office.hands_over()) {
                 return Ok(end.min(now + timeout / 2));
             }
             drop(inner);

@@ -218,6 +218,7 @@ impl Core {
         drop(side);
         *self.directory_lock.lock() = None;
         self.damages.found.close();
+        self.damages.eased.close();
         self.wake_flusher();
         outcome
     }

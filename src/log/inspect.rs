@@ -169,6 +169,11 @@ impl Inspector {
         })
     }
 
+    /// The group, once a good header was read.
+    pub fn group(&self) -> Option<GroupId> {
+        self.group
+    }
+
     /// Bytes in all files to be read.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -6,6 +6,7 @@
 //! removed from the beginning (`retention`). The formats are described in docs/format.md.
 
 mod catalog;
+mod copies;
 mod core;
 mod error;
 mod flush;
@@ -13,6 +14,7 @@ mod format;
 mod index;
 pub mod inspect;
 mod life;
+mod lists;
 pub mod mmap;
 mod reader;
 mod recover;
@@ -41,12 +43,14 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn, VlsnRange};
 use crate::log::core::Core;
 
+pub use copies::Copies;
 pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;
 pub use format::SEGMENT_HEADER_LEN;
 pub(crate) use index::{create_anew, read_whole, write_whole};
 pub use life::Life;
+pub(crate) use lists::last_membership;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use repair::{MendError, Wounded};
@@ -369,9 +373,14 @@ impl Log {
         &self.core.damages.found
     }
 
+    /// Rises when something may be damaged no more: it was healed, or cut.
+    pub fn damages_eased(&self) -> &crate::watermark::Watermark {
+        &self.core.damages.eased
+    }
+
     /// Damaged segments that were healed since the log was opened.
     pub fn damages_healed(&self) -> u64 {
-        self.core.damages.healed.load(std::sync::atomic::Ordering::Relaxed)
+        self.core.damages.healed.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// Looks through the first damaged segment that is sealed: what of it is good, and what has to be fetched.
@@ -390,6 +399,11 @@ impl Log {
     /// Reads the next part of a sealed segment from its file and verifies it.
     pub fn scrub(&self, at: ScrubPlace) -> Scrubbed {
         self.core.scrub(at)
+    }
+
+    /// Whether the last write failed, so that entries wait to be written: nothing is appended meanwhile.
+    pub fn stuck(&self) -> bool {
+        self.core.stage.lock().stuck
     }
 
     /// Whether a failed sync ended this log's part.

@@ -35,6 +35,8 @@ pub(super) struct Damages {
     /// Counts what was found.
     pub found: Watermark,
     pub healed: AtomicU64,
+    /// Rises when something may be damaged no more.
+    pub eased: Watermark,
 }
 
 impl Default for Damages {
@@ -44,6 +46,7 @@ impl Default for Damages {
             known: Mutex::default(),
             found: Watermark::new(0),
             healed: AtomicU64::new(0),
+            eased: Watermark::new(0),
         }
     }
 }
@@ -179,9 +182,16 @@ impl Core {
 
     fn healed(&self, first: Vlsn) {
         let mut known = self.damages.known.lock();
+        // Whoever finds nothing damaged any more finds it counted.
+        self.damages.healed.fetch_add(1, Ordering::SeqCst);
         known.remove(&first);
-        self.damages.any.store(!known.is_empty(), Ordering::Release);
-        self.damages.healed.fetch_add(1, Ordering::Relaxed);
+        self.damages.any.store(!known.is_empty(), Ordering::SeqCst);
+        drop(known);
+        self.ease();
+    }
+
+    pub(super) fn ease(&self) {
+        self.damages.eased.advance(self.damages.eased.get() + 1);
     }
 
     pub(super) fn wounded(self: &Arc<Core>) -> Option<Wounded> {

@@ -108,6 +108,7 @@ impl Core {
         let fence = stage.fence;
         *stage = Stage::new(recovered.end, life);
         stage.fence = fence;
+        self.ease();
     }
 
     pub(super) fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {

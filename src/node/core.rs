@@ -13,9 +13,9 @@ use crate::disk::{Disk, RealDisk};
 use crate::engine::{Engine, EngineError};
 use crate::handshake::Identity;
 use crate::ids::{Position, Term, Vlsn, number};
-use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened};
-use crate::members::Standing;
-use crate::node::install::finish_install;
+use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened, last_membership};
+use crate::members::{Member, Members, Role, Standing};
+use crate::node::install::{finish_install, load_base};
 use crate::planted::{Bug, active};
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
@@ -72,6 +72,20 @@ pub enum NodeError {
         path: std::path::PathBuf,
         /// Where the log ends.
         last: Vlsn,
+    },
+    /// Entries that were durable are damaged, and this node is alone with them.
+    #[error(
+        "VLSN {from} up to {to:?} in {dir} are damaged, and the group has no other node with data: look at \
+         `quorate log repair {dir}`, which fetches them from a copy or drops them",
+        dir = dir.display()
+    )]
+    DamagedAlone {
+        /// The node's directory.
+        dir: std::path::PathBuf,
+        /// The first that can't be read.
+        from: Vlsn,
+        /// The last that is known to have been here.
+        to: Option<Vlsn>,
     },
     /// The engine holds entries that the log does not.
     #[error("the engine has applied VLSN {applied}, but the log ends at {}: they do not belong together; restore both from one copy, or start with an empty engine and directory", number(*.last))]
@@ -276,6 +290,7 @@ impl Core {
         }
         let (log, opened) = match open_log(&config, &host, DoubtfulTail::RefuseHoles) {
             Err(NodeError::Log(OpenError::Damaged { from, to, .. })) => {
+                refuse_alone(&config, &host, from, to)?;
                 let state = StateFile::open(&*host.disk, &path)?;
                 let to = to.map_or(from, |to| to.max(from));
                 let before = state.state().standing;
@@ -308,6 +323,9 @@ impl Core {
             }
             opened => opened?,
         };
+        if let Some(lost) = log.damaged().first() {
+            refuse_alone(&config, &host, lost.first(), Some(lost.last()))?;
+        }
         let state = open_state(&config, &host, &log, founding)?;
         let unstarted = Core::assemble(config, host, engine, state, log, opened)?;
         unstarted.core.apply.heals.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -509,6 +527,23 @@ fn log_config(config: &CheckedConfig, doubtful: DoubtfulTail) -> LogConfig {
         lazy_flush: config.lazy_flush,
         doubtful,
     }
+}
+
+/// Damage heals from other nodes. Where there are none, nothing is given up but by an operator.
+fn refuse_alone(config: &CheckedConfig, host: &Host, from: Vlsn, to: Option<Vlsn>) -> Result<(), NodeError> {
+    let listed = last_membership(&*host.disk, &config.dir.join("log")).map_err(OpenError::from)?;
+    let listed = listed.and_then(|payload| Members::decode(&payload).ok());
+    let members = match listed {
+        Some(members) => members,
+        None => {
+            load_base(&*host.disk, &config.dir)?.map_or_else(|| config.members.clone(), |base| base.members)
+        }
+    };
+    let other = |member: &Member| member.id != config.node && member.role != Role::Arbiter;
+    if members.find(&config.node).is_none() || members.iter().any(other) {
+        return Ok(());
+    }
+    Err(NodeError::DamagedAlone { dir: config.dir.clone(), from, to })
 }
 
 /// What a restore left half done is not touched: not even the engine.

@@ -53,8 +53,8 @@ pub(super) struct Shared {
     pub fed_by: Option<Address>,
     pub founders: Members,
     pub roll: Arc<Roll>,
-    /// Held while the list in force is changed together with, or after, the log.
-    pub rolls: Mutex<()>,
+    /// The entry that holds the list in force. Held while that is changed together with, or after, the log.
+    pub rolls: Mutex<Option<Vlsn>>,
     pub election: Arc<Election>,
     pub acks: Arc<AckSender>,
     pub following: OnceLock<Arc<Following>>,
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub retired: Mutex<Vec<Retired>>,
     /// Requests to be taken into the group.
     pub joining: Mutex<Vec<Asking>>,
+    /// How many damaged segments were healed when the list in force was last read.
+    pub reread: AtomicU64,
     pub doubt: Mutex<Doubt>,
     /// If it has an archive.
     pub archive: Option<Archiving>,
@@ -80,6 +82,8 @@ pub(super) struct Shared {
     /// The last change of membership of this mastership.
     pub changed: Mutex<Option<Vlsn>>,
     pub handover: Mutex<Option<Arc<Handover>>>,
+    /// In which term this node began to hand over because its log is damaged, and until when it tries.
+    pub giving_way: Mutex<Option<(Term, Deadline)>>,
     pub slots: Mutex<SlotBook>,
     /// When a write failed for want of space or worse.
     pub trouble: AtomicU64,
@@ -160,19 +164,25 @@ impl Shared {
 
     /// Puts the last member list of the log in force.
     pub fn reload_members(&self) {
-        let _rolls = self.rolls.lock();
+        let mut rolls = self.rolls.lock();
+        self.reread.store(self.core.log.damages_healed(), Ordering::SeqCst);
         for vlsn in self.core.log.memberships().iter().rev() {
             let payload = match self.core.log.payload(*vlsn) {
+                Err(ScanError::Damaged { .. }) if *rolls == Some(*vlsn) => return,
                 // Until it is healed, the list before it tells whom to ask.
                 Err(ScanError::Damaged { .. }) => continue,
                 other => other.map_err(Stop::failed),
             };
             match payload.and_then(|payload| Members::decode(&payload).map_err(Stop::failed)) {
-                Ok(members) => self.roll.set(Arc::new(members)),
+                Ok(members) => {
+                    *rolls = Some(*vlsn);
+                    self.roll.set(Arc::new(members));
+                }
                 Err(stop) => self.core.poison.strike(&stop),
             }
             return;
         }
+        *rolls = None;
         if let Some(base) = &*self.base.lock() {
             // The log says nothing newer.
             self.roll.set(Arc::new(base.members.clone()));
@@ -184,6 +194,12 @@ impl Shared {
             || matches!(standing, Standing::Damaged { .. }))
             && self.own.role != Role::Arbiter;
         self.roll.set(Arc::new(if founded { self.founders.clone() } else { Members::unknown() }));
+    }
+
+    /// Whether nothing of the log is known to be damaged, and the list in force was read since something was.
+    pub fn is_whole(&self) -> bool {
+        let log = &self.core.log;
+        log.damaged().is_empty() && self.reread.load(Ordering::SeqCst) == log.damages_healed()
     }
 
     pub fn poke_archiver(&self) {
@@ -274,12 +290,16 @@ impl Office for Ties {
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         let installing = node.following.get().is_some_and(|following| following.is_installing());
-        node.core.poison.reason().is_none() && !node.core.log.poisoned() && !recent && !installing
+        let log = &node.core.log;
+        node.core.poison.reason().is_none() && !log.poisoned() && !log.stuck() && !recent && !installing
     }
 
     fn whole(&self) -> bool {
-        let leads_anyway = active(Bug::DamagedNodeLeads);
-        self.0.upgrade().is_some_and(|node| leads_anyway || node.core.log.damaged().is_empty())
+        self.0.upgrade().is_some_and(|node| node.is_whole() || active(Bug::DamagedNodeLeads))
+    }
+
+    fn hands_over(&self) -> bool {
+        self.0.upgrade().is_some_and(|node| node.gives_way())
     }
 
     fn members(&self) -> Arc<Members> {

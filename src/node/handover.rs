@@ -152,9 +152,9 @@ impl Shared {
         members: Arc<Members>,
     ) -> Result<Ticket, ChangeRefused> {
         // One step: a cut that takes the entry away again puts the list before it in force afterwards, and not meanwhile.
-        let rolls = self.rolls.lock();
+        let mut rolls = self.rolls.lock();
         let ticket = lead.append_own(EntryKind::MEMBERSHIP, &members.encode())?;
-        *last = Some(ticket.token.vlsn);
+        (*last, *rolls) = (Some(ticket.token.vlsn), Some(ticket.token.vlsn));
         lead.feeders.set_members(Arc::clone(&members));
         drop(rolls);
         log::info!("{}: the members change at VLSN {}", self.own.id, ticket.token.vlsn);
@@ -207,6 +207,27 @@ impl Shared {
         drop(handover);
         self.election.poke();
         Ok(begun)
+    }
+
+    /// Whether this master, whose log is damaged, is handing over to somebody who has everything. It tries once in a term,
+    /// for no longer than others would need to find out that it is gone.
+    pub fn gives_way(&self) -> bool {
+        let Some(lead) = self.lead() else { return false };
+        let now = self.core.clock.now();
+        let begun = *self.giving_way.lock();
+        let until = match begun.filter(|(term, _)| *term == lead.term) {
+            Some((_, until)) => until,
+            None => {
+                let patience = self.election.timeout();
+                *self.giving_way.lock() = Some((lead.term, now + patience));
+                match self.transfer(None, patience) {
+                    Ok(_) | Err(TransferError::Busy(_)) => now + patience,
+                    Err(_) => return false,
+                }
+            }
+        };
+        let going_on = self.handover.lock().as_ref().is_some_and(|one| one.outcome().is_none());
+        going_on && now < until
     }
 
     /// Who could lead instead.

@@ -1,7 +1,4 @@
 //! Healing sealed segments: what is damaged in them is asked of every member that has data, master or not.
-//!
-//! Any good copy of an entry is kept; which copies belong here is found from the end backwards: the entry behind a gap
-//! tells the CRC of the gap's last entry, and each entry that of the one before it.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -12,25 +9,14 @@ use parking_lot::Mutex;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::election::ask::{Asking, Next, OnAnswer, Question};
-use crate::entry::EntryRef;
 use crate::ids::{Term, Vlsn, VlsnRange};
-use crate::log::{MendError, Wounded};
+use crate::log::{Copies, MendError, Wounded};
 use crate::node::group::Shared;
 use crate::runtime::Running;
 use crate::watermark::Watermark;
 use crate::wire::message::{EntryRequest, Message, Survey};
 use crate::wire::recovery::{Keeping, ScrubStatus};
 use crate::worker::{Step, Stop, Worker};
-
-/// Good copies of entries, by VLSN and CRC.
-type Pool = BTreeMap<(Vlsn, u32), Copied>;
-
-/// A copy of an entry.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Copied {
-    prev: u32,
-    bytes: Vec<u8>,
-}
 
 /// What the workers that heal and scrub share with their node.
 pub(super) struct Mending {
@@ -39,7 +25,7 @@ pub(super) struct Mending {
     pub scrub: Mutex<ScrubStatus>,
     /// The worker "repair", to be woken when something came.
     pub repair: OnceLock<Arc<dyn Running>>,
-    pool: Mutex<Pool>,
+    pool: Mutex<Copies>,
 }
 
 impl Default for Mending {
@@ -69,42 +55,6 @@ impl Mending {
             repair.poke();
         }
     }
-
-    /// Keeps the good entries of a run. Where to go on behind it.
-    fn take(&self, run: &[u8], wanted: VlsnRange) -> Option<Vlsn> {
-        let mut rest = run;
-        let mut last = None;
-        let mut pool = self.pool.lock();
-        while let Ok(entry) = EntryRef::verify(rest) {
-            if let Some(at) = entry.header().position()
-                && wanted.first() <= at.vlsn
-                && at.vlsn <= wanted.last()
-            {
-                let copy = Copied { prev: entry.header().prev, bytes: entry.bytes().to_vec() };
-                pool.insert((at.vlsn, at.crc), copy);
-                last = Some(at.vlsn);
-            }
-            rest = &rest[entry.bytes().len()..];
-        }
-        last.map(Vlsn::next)
-    }
-}
-
-/// The copies that belong into a gap between an entry with the CRC `before` and one that follows the CRC `last`; nothing
-/// unless all are there.
-fn chain(pool: &Pool, gap: VlsnRange, before: u32, last: u32) -> Option<Vec<(Vlsn, Vec<u8>)>> {
-    let (mut vlsn, mut crc) = (gap.last(), last);
-    let mut found = Vec::new();
-    loop {
-        let copy = pool.get(&(vlsn, crc))?;
-        found.push((vlsn, copy.bytes.clone()));
-        crc = copy.prev;
-        match vlsn.previous().filter(|previous| *previous >= gap.first()) {
-            Some(previous) => vlsn = previous,
-            None => break,
-        }
-    }
-    (crc == before).then_some(found)
 }
 
 /// The worker "repair".
@@ -154,6 +104,7 @@ impl Repair {
         node.mending.pool.lock().clear();
         // The members may have been read from an older list.
         node.reload_members();
+        node.reload_slots();
         node.election.poke();
     }
 
@@ -203,7 +154,7 @@ impl Worker for Repair {
         {
             let pool = node.mending.pool.lock();
             for (gap, before, last) in gaps {
-                match chain(&pool, gap, before, last) {
+                match pool.chain(gap, before, last) {
                     Some(entries) => fetched.extend(entries),
                     None => missing.push(gap),
                 }
@@ -253,7 +204,7 @@ impl Talk {
             (Message::SurveyReply(_), None) => self.missing.first().map(|gap| gap.first()),
             (Message::Entries(entries), Some(asked)) => {
                 let gap = self.missing.iter().find(|gap| gap.last() >= asked).copied();
-                let next = gap.and_then(|gap| node.mending.take(entries.run, gap));
+                let next = gap.and_then(|gap| node.mending.pool.lock().take(entries.run, gap));
                 node.mending.poke();
                 Some(next.unwrap_or(asked.next()))
             }
@@ -297,41 +248,5 @@ impl Shared {
             damaged: whole.and_then(|(first, last)| VlsnRange::new(first.first(), last.last())).or(standing),
             ..Keeping::default()
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn v(number: u64) -> Vlsn {
-        Vlsn::new(number).unwrap()
-    }
-
-    fn pool(copies: &[(u64, u32, u32)]) -> Pool {
-        let copy = |prev| Copied { prev, bytes: vec![prev as u8] };
-        copies.iter().map(|(vlsn, crc, prev)| ((v(*vlsn), *crc), copy(*prev))).collect()
-    }
-
-    #[test]
-    fn a_gap_is_filled_by_what_links_both_of_its_ends_and_nothing_else() {
-        let gap = VlsnRange::new(v(5), v(6)).unwrap();
-        // Two histories; the entry behind the gap follows CRC 61.
-        let both = pool(&[(5, 51, 40), (6, 61, 51), (5, 52, 40), (6, 62, 52)]);
-        let found = chain(&both, gap, 40, 61).unwrap();
-        assert_eq!(found, [(v(6), vec![51]), (v(5), vec![40])]);
-        assert_eq!(chain(&both, gap, 41, 61), None, "it does not continue what comes before");
-        assert_eq!(chain(&both, gap, 40, 63), None, "no copy of the last");
-        assert_eq!(chain(&pool(&[(6, 61, 51)]), gap, 40, 61), None, "no copy of the first");
-    }
-
-    #[test]
-    fn copies_of_a_gap_may_come_from_several() {
-        let gap = VlsnRange::new(v(1), v(3)).unwrap();
-        let mut copies = pool(&[(1, 11, 0)]);
-        copies.extend(pool(&[(3, 31, 21)]));
-        assert_eq!(chain(&copies, gap, 0, 31), None);
-        copies.extend(pool(&[(2, 21, 11)]));
-        assert_eq!(chain(&copies, gap, 0, 31).unwrap().len(), 3);
     }
 }

@@ -47,6 +47,9 @@ impl Shared {
         if self.core.poison.reason().is_some() {
             return;
         }
+        if self.slots.lock().uncertain {
+            return;
+        }
         self.settle_slots();
         let owners = self.follow_owners(now);
         let segments = self.core.log.extents();

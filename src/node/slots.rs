@@ -7,7 +7,7 @@ use crate::clock::Deadline;
 use crate::commit::Ticket;
 use crate::entry::EntryKind;
 use crate::ids::{Term, Vlsn};
-use crate::log::{Log, Pin};
+use crate::log::{Log, Pin, ScanError};
 use crate::node::Event;
 use crate::node::group::Shared;
 use crate::node::lead::{Lead, WriteRefused};
@@ -53,6 +53,8 @@ pub(super) struct SlotBook {
     pins: BTreeMap<String, Pin>,
     /// When this node last wrote a list for those who moved.
     moved: Option<Deadline>,
+    /// A list of the log is damaged: what is to be kept is not known until that is healed.
+    pub uncertain: bool,
 }
 
 impl SlotBook {
@@ -113,8 +115,12 @@ impl Shared {
     /// Puts the last list of slots of the log in force, else that of the base that the log stands on.
     pub fn reload_slots(&self) {
         let mut book = self.slots.lock();
-        match self.read_slots() {
-            Ok(lists) => {
+        let read = self.read_slots();
+        book.uncertain = matches!(&read, Ok(None));
+        match read {
+            // What is kept so far stays.
+            Ok(None) => {}
+            Ok(Some(lists)) => {
                 let invalid = book.adopt(lists, &self.core.log);
                 drop(book);
                 self.tell_invalid(invalid);
@@ -126,7 +132,8 @@ impl Shared {
         }
     }
 
-    fn read_slots(&self) -> Result<Vec<(Option<Vlsn>, Slots)>, Stop> {
+    /// The lists that count; `None` if one of them is damaged.
+    fn read_slots(&self) -> Result<Option<Vec<(Option<Vlsn>, Slots)>>, Stop> {
         let log = &self.core.log;
         let entries = log.slot_lists();
         let settled = entries.partition_point(|at| Some(*at) <= self.committed_here());
@@ -135,10 +142,13 @@ impl Shared {
             lists.push((None, self.slots_of_the_base()));
         }
         for at in &entries[settled.saturating_sub(1)..] {
-            let payload = log.payload(*at).map_err(Stop::failed)?;
+            let payload = match log.payload(*at) {
+                Err(ScanError::Damaged { .. }) => return Ok(None),
+                other => other.map_err(Stop::failed)?,
+            };
             lists.push((Some(*at), Slots::decode(&payload).map_err(Stop::failed)?));
         }
-        Ok(lists)
+        Ok(Some(lists))
     }
 
     /// The slots that were in force where the log begins.

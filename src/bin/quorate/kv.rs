@@ -36,6 +36,9 @@ const APPLIED: &str = "applied";
 /// How long a snapshot of the store would be.
 const BYTES: &str = "bytes";
 
+/// Bytes of the store that are kept in memory.
+const CACHE: usize = 64 << 20;
+
 /// So many verdicts on conditional writes are kept for the writers who wait for them.
 const MAX_VERDICTS: usize = 8192;
 
@@ -168,7 +171,7 @@ impl Kv {
     /// # Errors
     /// The database's, for instance if another process has it open.
     pub fn open(path: &Path) -> Result<Kv, EngineError> {
-        let db = Database::create(path)?;
+        let db = Database::builder().set_cache_size(CACHE).create(path)?;
         let first = db.begin_write()?;
         first.open_table(DATA)?;
         let applied = first.open_table(POSITION)?.get(APPLIED)?.map_or(0, |stored| stored.value());

@@ -1,4 +1,4 @@
-//! `quorate log`: what is in a log, and whether it is whole. Reads only; a log that is in use may be looked at.
+//! `quorate log`: what is in a log, and whether it is whole. What is here reads only; a log that is in use may be looked at.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ pub enum Command {
     Dump(DumpArgs),
     /// Verify every header, CRC, VLSN and the chain of CRCs; exit code 1 if anything is damaged
     Verify(VerifyArgs),
+    /// Heal the log of a node that is stopped; exit code 1 if damage remains
+    Repair(crate::repair::Args),
 }
 
 /// What to print.
@@ -69,6 +71,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Command::Dump(args) => {
             dump(&mut Inspector::open(&args.dir, args.from.and_then(Vlsn::new))?, args, out)
         }
+        Command::Repair(args) => crate::repair::run(args, out),
         Command::Verify(args) => verify(&mut Inspector::open(&args.dir, None)?, args.json, out),
     }
 }

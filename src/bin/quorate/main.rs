@@ -15,6 +15,7 @@ mod logs;
 mod node;
 mod orders;
 mod processes;
+mod repair;
 mod replica;
 mod restore;
 mod service;
