@@ -21,7 +21,7 @@ use crate::log::scanner::{LogScanner, ScanError};
 use crate::log::{Life, Log, MappedScanner, Pin};
 use crate::planted::{Bug, active};
 use crate::runtime::Running;
-use crate::watermark::{Closed, Watermark};
+use crate::watermark::{Closed, Watermark, rest};
 use crate::worker::{Step, Stop, Worker};
 
 /// How much is handed to the engine at once.
@@ -39,6 +39,8 @@ pub(crate) struct ApplyState {
     closing: AtomicBool,
     /// Damage in the log is healed by this node, and need not end it.
     pub heals: AtomicBool,
+    /// The log can't bring the engine on: nothing is applied before it was given a snapshot.
+    lacks: AtomicBool,
     /// Called after `applied` or `checkpointed` advanced, on the apply thread; must not block.
     on_advance: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// What is asked of the engine between two batches.
@@ -62,11 +64,22 @@ impl ApplyState {
             checkpointed: Watermark::new(number(applied)),
             closing: AtomicBool::new(false),
             heals: AtomicBool::new(false),
+            lacks: AtomicBool::new(false),
             on_advance: Mutex::new(None),
             requests: Mutex::default(),
             on_verify: Mutex::new(None),
             worker: OnceLock::new(),
         }
+    }
+
+    /// Whether the engine waits for a snapshot.
+    pub fn lacks(&self) -> bool {
+        self.lacks.load(Ordering::SeqCst)
+    }
+
+    /// Sets that, before the worker runs.
+    pub fn set_lacks(&self, lacks: bool) {
+        self.lacks.store(lacks, Ordering::SeqCst);
     }
 
     /// Asks the worker to leave the engine durable where it is, and to end.
@@ -238,7 +251,9 @@ impl Apply {
 
     /// The node closes: apply nothing more, leave the engine durable.
     fn finish(&mut self) -> Result<Step, Stop> {
-        self.checkpoint()?;
+        if !self.state.lacks() {
+            self.checkpoint()?;
+        }
         Err(Stop::Done)
     }
 
@@ -300,6 +315,9 @@ impl Apply {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, NoSnapshot> {
+        if self.state.lacks() {
+            return Err(NoSnapshot::Lacks);
+        }
         let source = self.engine.snapshot().map_err(|error| NoSnapshot::Engine(error.to_string()))?;
         let source = source.ok_or(NoSnapshot::Unable)?;
         let (at, applied) = (source.at(), self.state.applied.get());
@@ -325,6 +343,7 @@ impl Apply {
         for watermark in [&self.state.committed, &self.state.applied, &self.state.checkpointed] {
             watermark.advance(at.get());
         }
+        self.state.set_lacks(false);
         self.checkpoint_due = Deadline::NEVER;
         self.pin.advance(at.next());
         self.state.advanced();
@@ -350,6 +369,10 @@ impl Worker for Apply {
         let request = self.state.requests.lock().pop_front();
         if let Some(request) = request {
             return self.serve(request);
+        }
+        if self.state.lacks() {
+            rest(wait);
+            return Ok(Step::Idle { due: Deadline::NEVER });
         }
         if self.clock.now() >= self.checkpoint_due {
             self.checkpoint()?;

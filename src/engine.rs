@@ -67,6 +67,11 @@ pub trait EngineSnapshot: Send {
     /// if open transactions are not part of the state: the entry before the oldest of their beginnings.
     fn at(&self) -> Vlsn;
 
+    /// About how many bytes all items have, if the engine can tell cheaply: for progress bars only.
+    fn bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// The next item; `None` after the last. Ends the one before.
     ///
     /// # Errors

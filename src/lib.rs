@@ -144,7 +144,7 @@ pub use channel::Channel;
 pub use client::{Client, ClientError};
 pub use clock::Wait;
 pub use commit::{CommitError, Ticket};
-pub use config::{Compression, Config, ConfigError, Plaintext};
+pub use config::{Compression, Config, ConfigError, Plaintext, Snapshots};
 pub use engine::{Engine, EngineError, EngineSnapshot, Item, Items};
 pub use entry::{Entries, EntryKind, EntryRef, NewEntry, TxnId};
 pub use feeder::{FeederState, Feeding, ReplicaStats};

@@ -76,7 +76,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Decision {
     view.make_room(&mut void);
     let own = view.own_floor();
     // Whoever else needs that segment: on other nodes they may not, or give up, and the list is to be in nobody's way.
-    let holds = |at: Option<Vlsn>| at.is_some_and(|at| view.removable(own.min(at)) < view.removable(own));
+    let holds = |at: Option<Vlsn>| at.is_some_and(|at| holds_up(inputs.segments, at, own));
     let lists = [inputs.members, inputs.slots];
     Decision {
         floor: lists.into_iter().flatten().fold(view.floor(&void), Vlsn::min),
@@ -84,6 +84,17 @@ pub fn decide(inputs: &Inputs<'_>) -> Decision {
         restate_members: holds(inputs.members),
         restate_slots: holds(inputs.slots),
     }
+}
+
+/// Whether a list at `at` alone keeps a segment of which nobody needs anything before `floor`.
+pub fn holds_up(segments: &[Extent], at: Vlsn, floor: Vlsn) -> bool {
+    removable(segments, floor.min(at)) < removable(segments, floor)
+}
+
+/// How many segments could be removed.
+fn removable(segments: &[Extent], floor: Vlsn) -> usize {
+    let pairs = segments.windows(2);
+    pairs.take_while(|pair| pair[0].sealed && pair[1].first <= floor).count()
 }
 
 struct View<'a> {
@@ -176,8 +187,7 @@ impl View<'_> {
 
     /// How many segments could be removed.
     fn removable(&self, floor: Vlsn) -> usize {
-        let pairs = self.inputs.segments.windows(2);
-        pairs.take_while(|pair| pair[0].sealed && pair[1].first <= floor).count()
+        removable(self.inputs.segments, floor)
     }
 
     /// How many bytes that would make free.

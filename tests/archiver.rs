@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::GROUP;
@@ -12,7 +14,10 @@ use parking_lot::Mutex;
 use quorate::archive::base::Manifest;
 use quorate::archive::drill::replay;
 use quorate::archive::verify::{Finding, verify};
-use quorate::archive::{ArchiveConfig, Catalog, DirArchive, RestoreOptions, Restored, Start, Until, restore};
+use quorate::archive::{
+    Archive, ArchiveConfig, ArchiveError, Catalog, DirArchive, Object, RestoreOptions, Restored, Start,
+    Until, restore,
+};
 use quorate::clock::SystemClock;
 use quorate::disk::{Disk, RealDisk};
 use quorate::ids::VlsnRange;
@@ -447,4 +452,91 @@ fn an_order_makes_a_base_now() {
     until("the base", || grove.status().base.is_some());
     assert_eq!(Catalog::read(&grove.archive()).unwrap().whole_bases().count(), 1);
     assert_eq!(grove.findings(), Vec::<String>::new());
+}
+
+/// An archive that takes nothing for a while.
+struct Stuck {
+    to: DirArchive,
+    stuck: Arc<AtomicBool>,
+}
+
+impl Archive for Stuck {
+    fn put(&self, name: &str, from: &mut dyn Read) -> Result<(), ArchiveError> {
+        if self.stuck.load(Ordering::SeqCst) {
+            return Err(ArchiveError::io("write", name)(std::io::ErrorKind::StorageFull.into()));
+        }
+        self.to.put(name, from)
+    }
+    fn open(&self, name: &str) -> Result<Box<dyn Read + Send>, ArchiveError> {
+        self.to.open(name)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Object>, ArchiveError> {
+        self.to.list(prefix)
+    }
+    fn remove(&self, name: &str) -> Result<(), ArchiveError> {
+        self.to.remove(name)
+    }
+}
+
+#[test]
+fn what_is_not_archived_is_kept_on_every_node_and_a_change_of_master_leaves_no_gap() {
+    let stuck = Arc::new(AtomicBool::new(false));
+    let dir = tempfile::tempdir().unwrap();
+    let mut grove = Grove::found(|_| ());
+    grove.places[0].node = None;
+    for name in ["n1", "n2"] {
+        if name == "n2" {
+            grove.add(name);
+        }
+        let place = grove.places.last_mut().unwrap();
+        place.node = None;
+        let to = Stuck { to: archive_in(dir.path()), stuck: Arc::clone(&stuck) };
+        let mut archive = ArchiveConfig::new(Arc::new(to));
+        archive.every = Duration::from_millis(20);
+        place.config.archive = Some(archive);
+        (place.config.base.keep_bytes, place.config.base.disk_floor) = (0, 0);
+        place.config.base.slot_every = Duration::from_millis(20);
+        place.config.base.retention_every = Duration::from_millis(5);
+        place.open();
+        until("a master", || grove.master().is_some());
+    }
+    grove.write_many(20, 1000);
+    let slot = |grove: &Grove| {
+        let slots = grove.master()?.slots();
+        slots.iter().find(|slot| slot.name == "archive" && slot.invalid.is_none()).map(|slot| slot.from)
+    };
+    until("the archive to have its slot", || slot(&grove).is_some());
+    // It moves with what is archived.
+    let from = slot(&grove);
+    grove.write_many(20, 1000);
+    until("the slot to move", || slot(&grove) > from);
+    stuck.store(true, Ordering::SeqCst);
+    let token = grove.write_many(400, 1000);
+    let kept = slot(&grove).unwrap();
+    for node in grove.up() {
+        assert!(node.wait_for(&token, patience()).unwrap());
+        for _ in 0..50 {
+            node.prune(token.vlsn).unwrap();
+        }
+        assert!(node.log().oldest() <= Some(kept), "{:?} is gone, and not archived", node.log().oldest());
+    }
+    let old = grove.master().unwrap().status().node;
+    let handover = grove.master().unwrap().transfer(None, Duration::from_secs(10)).unwrap();
+    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    until("the other to lead", || grove.master().is_some_and(|master| master.status().node != old));
+    let master = grove.master().unwrap();
+    for _ in 0..50 {
+        master.prune(token.vlsn).unwrap();
+    }
+    stuck.store(false, Ordering::SeqCst);
+    until("all to be archived", || grove.status().last >= Some(token.vlsn));
+    assert_eq!(grove.status().failed, None);
+    let catalog = Catalog::read(&archive_in(dir.path())).unwrap();
+    assert_eq!(catalog.last_log().map(|log| log.range.last() >= token.vlsn), Some(true));
+    assert!(catalog.gaps().is_empty());
+    // Then it lets go.
+    until("the log to be pruned", || {
+        grove.write(&[1; 1000]);
+        master.log().oldest() > Some(kept)
+    });
 }

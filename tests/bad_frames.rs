@@ -140,7 +140,7 @@ fn snapshot_samples() -> Vec<Message<'static>> {
     vec![
         Message::SnapshotRequest(SnapshotRequest { resume: Some((id, at)), ..request.clone() }),
         Message::SnapshotRequest(SnapshotRequest { at_least: None, ..request }),
-        Message::SnapshotBegin(SnapshotBegin { id, from: at, base: b"a base".to_vec() }),
+        Message::SnapshotBegin(SnapshotBegin { id, from: at, of: Some(99), base: b"a base".to_vec() }),
         Message::SnapshotItem(SnapshotItem { item: 4, name: "records.redb".into(), len: Some(1 << 40) }),
         Message::SnapshotItem(SnapshotItem { item: 5, name: "x".into(), len: None }),
         Message::SnapshotChunk(SnapshotChunk { at, bytes: b"bytes" }),
@@ -317,7 +317,7 @@ fn fixed_part(kind: MessageType) -> Option<usize> {
         MessageType::Entries => Some(40),
         MessageType::Request => Some(16),
         MessageType::Response => Some(0),
-        MessageType::SnapshotBegin => Some(36),
+        MessageType::SnapshotBegin => Some(44),
         MessageType::SnapshotChunk => Some(12),
         _ => None,
     }
@@ -505,6 +505,7 @@ fn what_recovery_says_is_refused_by_name() {
     assert_eq!(asked(&[&[1, b'a'], &zero, &[2]]), "resume");
     assert_eq!(asked(&[&[1, b'a'], &zero, &[1], &one, &two]), "id.number");
     assert_eq!(named(begin, &[0; 30]), "at.offset");
+    assert_eq!(named(begin, &[0; 43]), "of");
     let item = |name: &str| {
         let payload = [&[0; 4][..], &[name.len() as u8], name.as_bytes(), &one].concat();
         named(MessageType::SnapshotItem, &payload)
@@ -871,8 +872,9 @@ fn snapshot_message() -> impl Strategy<Value = Message<'static>> {
         let group = GroupId::from_bits(group);
         Message::SnapshotRequest(SnapshotRequest { group, node, at_least, resume })
     });
-    let begin = (id, place(), proptest::collection::vec(any::<u8>(), 0..300))
-        .prop_map(|(id, from, base)| Message::SnapshotBegin(SnapshotBegin { id, from, base }));
+    let of = proptest::option::of(0..u64::MAX);
+    let begin = (id, place(), of, proptest::collection::vec(any::<u8>(), 0..300))
+        .prop_map(|(id, from, of, base)| Message::SnapshotBegin(SnapshotBegin { id, from, of, base }));
     let item = (any::<u32>(), "[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", proptest::option::of(0..u64::MAX))
         .prop_map(|(item, name, len)| Message::SnapshotItem(SnapshotItem { item, name, len }));
     let chunk = (place(), proptest::sample::select(vec![&b"x"[..], b"some bytes", &[0; 4096]]))

@@ -19,10 +19,10 @@ use quorate::log::{Log, LogConfig, OpenError};
 use quorate::replica::FollowError;
 use quorate::wire::MessageType;
 use quorate::wire::frame::{FrameHeader, HEADER_LEN};
-use quorate::wire::message::Message;
+use quorate::wire::message::{Message, RejectReason, SnapshotId, SnapshotPlace, SnapshotRequest};
 use quorate::{
     Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig, NodeError,
-    Outcome, Policy, Replica, Token, Vlsn,
+    Outcome, Policy, Replica, Snapshots, Token, Vlsn,
 };
 
 /// What an engine holds. It outlives the engine, as a store would.
@@ -34,6 +34,10 @@ struct Shelf {
     ballast: AtomicU64,
     snapshots: AtomicUsize,
     installs: AtomicUsize,
+    /// It makes no snapshots.
+    mute: AtomicBool,
+    /// So many of its last entries are of open transactions, and in no snapshot.
+    open: AtomicU64,
     /// The next install fails when it is done.
     crash: AtomicBool,
 }
@@ -63,10 +67,12 @@ impl Engine for Clerk {
         Ok(self.0.last())
     }
     fn snapshot(&mut self) -> Result<Option<Box<dyn EngineSnapshot>>, EngineError> {
-        let Some(at) = self.0.last() else { return Ok(None) };
+        let open = self.0.open.load(Ordering::SeqCst);
+        let at = self.0.last().and_then(|last| Vlsn::new(last.get().saturating_sub(open)));
+        let Some(at) = at.filter(|_| !self.0.mute.load(Ordering::SeqCst)) else { return Ok(None) };
         self.0.snapshots.fetch_add(1, Ordering::SeqCst);
         let mut bytes = Vec::new();
-        for (vlsn, crc) in &*self.0.entries.lock() {
+        for (vlsn, crc) in self.0.entries.lock().iter().take(at.get() as usize) {
             bytes.extend_from_slice(&vlsn.to_le_bytes());
             bytes.extend_from_slice(&crc.to_le_bytes());
         }
@@ -118,6 +124,9 @@ struct Copied {
 impl EngineSnapshot for Copied {
     fn at(&self) -> Vlsn {
         self.at
+    }
+    fn bytes(&self) -> Option<u64> {
+        Some(self.bytes.len() as u64 + self.ballast)
     }
     fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
         self.item += 1;
@@ -583,6 +592,35 @@ fn a_fetch_goes_on_when_the_master_changes_and_the_log_behind_it_is_pinned() {
 }
 
 #[test]
+fn a_new_master_keeps_its_log_for_a_receiver_that_has_not_come_back_to_it() {
+    let (mut group, at) = Group::fetching(4, 9 << 20);
+    let (giver, old) = (group.giver(), group.master_at());
+    let stands = group.places[at].node().status().keeping.fetching.unwrap().at;
+    group.places[at].node = None;
+    let heir = (0..4).find(|one| ![old, at, giver].contains(one)).unwrap();
+    let name = group.places[heir].config.base.node.clone();
+    let handover = group.places[old].node().transfer(Some(&name), Duration::from_secs(10)).unwrap();
+    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    let node = group.places[heir].node();
+    let oldest = node.log().oldest();
+    let owner = format!("snapshot:n{at}");
+    assert!(node.log().pins().iter().any(|pin| pin.owner == owner), "{:?}", node.log().pins());
+    let token = group.write(250);
+    assert!(node.wait_for(&token, patience()).unwrap());
+    for _ in 0..20 {
+        node.prune(v(u64::MAX >> 1)).unwrap();
+    }
+    assert_eq!(node.log().oldest(), oldest);
+    assert!(oldest <= Some(stands.next()), "what the receiver has would do");
+    group.places[at].open();
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+    let node = group.places[group.master_at()].node();
+    until("the pins to go", || !node.log().pins().iter().any(|pin| pin.owner.starts_with("snapshot:")));
+}
+
+#[test]
 fn what_a_lying_provider_sends_is_refused_by_name_and_never_installed() {
     let lies: [(&str, Lie); 8] = [
         ("goes on at", |message| match message {
@@ -699,6 +737,302 @@ fn a_node_that_falls_behind_again_takes_a_second_snapshot() {
             group.places[at].node = None;
         }
     }
+}
+
+/// A connection that asks for a snapshot in a member's name, and what it was answered.
+fn ask(
+    node: &Node,
+    name: &str,
+    at_least: Option<Vlsn>,
+    resume: Option<Resume>,
+) -> (TcpStream, Message<'static>) {
+    let Some(Address::Tcp(to)) = node.address().cloned() else { panic!("it listens") };
+    let mut stream = TcpStream::connect(to).unwrap();
+    let request = SnapshotRequest { group: GROUP, node: id(name), at_least, resume };
+    let mut bytes = Vec::new();
+    Message::SnapshotRequest(request).encode(node.status().term, 0, &mut bytes);
+    stream.write_all(&bytes).unwrap();
+    let answer: &'static [u8] = frame(&mut stream).expect("an answer").leak();
+    (stream, Message::decode(answer).unwrap().1)
+}
+
+type Resume = (SnapshotId, SnapshotPlace);
+
+#[test]
+fn a_newer_request_of_the_same_node_takes_over_what_an_older_connection_holds() {
+    let mut group = Group::of(3, 20 << 20, |_, config| config.base.max_snapshots = 1);
+    group.write(20);
+    let at = group.down(false);
+    let name = format!("n{at}");
+    let master = group.places[group.master_at()].node();
+    let (mut half_dead, begun) = ask(master, &name, None, None);
+    let Message::SnapshotBegin(first) = begun else { panic!("{begun:?}") };
+    assert_eq!(first.of.map(|of| of >> 20), Some(20));
+    let chunk = (0..3).filter_map(|_| frame(&mut half_dead)).count();
+    assert_eq!(chunk, 3);
+    for _ in 0..2 {
+        let (_kept, again) = ask(master, &name, None, Some((first.id, SnapshotPlace::default())));
+        let Message::SnapshotBegin(again) = again else { panic!("{again:?}") };
+        assert_eq!((again.id, again.from), (first.id, SnapshotPlace::default()));
+    }
+    while frame(&mut half_dead).is_some() {}
+    assert_eq!(group.taken(), 1);
+    // For another node there is no room before that one is given up.
+    let other = (0..3).find(|one| *one != at && *one != group.master_at()).unwrap();
+    let (_open, again) = ask(master, &name, None, Some((first.id, SnapshotPlace::default())));
+    assert!(matches!(again, Message::SnapshotBegin(_)), "{again:?}");
+    let (_refused, busy) = ask(master, &format!("n{other}"), None, None);
+    assert!(matches!(&busy, Message::Reject(reject) if reject.reason == RejectReason::Busy), "{busy:?}");
+}
+
+#[test]
+fn a_provider_that_is_behind_refuses() {
+    let group = Group::of(2, 10, |_, _| ());
+    let last = group.write(5).vlsn;
+    let master = group.places[group.master_at()].node();
+    let (_gone, answer) = ask(master, "n1", Vlsn::new(last.get() + 1000), None);
+    assert!(matches!(&answer, Message::Reject(it) if it.reason == RejectReason::NoSnapshot), "{answer:?}");
+    let (_gone, answer) = ask(master, "n1", Some(last), None);
+    assert!(matches!(answer, Message::SnapshotBegin(_)), "{answer:?}");
+    let (_gone, answer) = ask(master, "n7", None, None);
+    assert!(matches!(&answer, Message::Reject(it) if it.reason == RejectReason::UnknownNode), "{answer:?}");
+}
+
+#[test]
+fn busy_nodes_and_those_that_make_no_snapshots_lead_to_another_provider() {
+    let mut group = Group::of(4, 20 << 20, |_, config| config.base.max_snapshots = 1);
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    let master = group.master_at();
+    let others: Vec<usize> = (0..4).filter(|one| ![at, master].contains(one)).collect();
+    let (_held, begun) = ask(group.places[others[0]].node(), &format!("n{}", others[1]), None, None);
+    assert!(matches!(begun, Message::SnapshotBegin(_)), "{begun:?}");
+    group.places[others[1]].shelf.mute.store(true, Ordering::SeqCst);
+    group.places[at].join();
+    group.installed(at);
+    assert!(group.places[master].shelf.snapshots.load(Ordering::SeqCst) > 0, "the master gave it");
+    let token = group.write(5);
+    group.all_have(&token);
+}
+
+#[test]
+fn with_snapshots_by_hand_a_node_says_that_it_needs_one_and_stays_behind() {
+    let mut group = Group::of(3, 10, |_, config| config.base.snapshots = Snapshots::Manual);
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    let oldest = group.prune();
+    group.places[at].join();
+    until("it to say so", || {
+        let error = group.places[at].node().last_error();
+        matches!(error, Some(FollowError::NeedsSnapshot { oldest: at }) if at >= Some(oldest))
+    });
+    group.write(20);
+    assert_eq!((group.taken(), group.places[at].node().log().last()), (0, None));
+    assert!(!group.places[at].node().status().standing.counts());
+}
+
+#[test]
+fn the_log_is_kept_for_a_receiver_that_is_gone_until_its_patience_ends() {
+    let mut group = Group::of(3, 24 << 20, |_, config| {
+        slowly(config);
+        config.base.snapshot_patience = Duration::from_millis(700);
+    });
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    group.places[at].join();
+    until("a part of the snapshot", || {
+        group.places[at].node().status().keeping.fetching.is_some_and(|is| is.bytes > 1 << 20)
+    });
+    group.places[at].node = None;
+    let master = group.places[group.master_at()].node();
+    let owner = format!("snapshot:n{at}");
+    let pinned = || master.log().pins().iter().any(|pin| pin.owner == owner);
+    assert!(pinned());
+    until("the pin to go", || !pinned());
+    group.places[at].open();
+    group.installed(at);
+}
+
+#[test]
+fn a_snapshot_that_stands_before_open_transactions_loses_and_doubles_nothing() {
+    let mut group = Group::of(3, 10, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    let token = group.write(40);
+    for place in group.places.iter().enumerate().filter(|(one, _)| *one != at).map(|(_, place)| place) {
+        place.shelf.open.store(25, Ordering::SeqCst);
+        assert!(place.node().wait_for(&token, patience()).unwrap());
+    }
+    group.places[at].join();
+    group.installed(at);
+    let node = group.places[at].node();
+    until("the log to stand on it", || node.log().base().is_some());
+    let base = node.log().base().map(|base| base.vlsn);
+    assert!(base < Some(token.vlsn), "{base:?}: open transactions are in no snapshot");
+    let token = group.write(5);
+    // The engine takes each entry after the one before only, and all have the same.
+    group.all_have(&token);
+    assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn pruning_again_and_again_writes_a_bounded_number_of_lists() {
+    let group = Group::of(2, 10, |_, _| ());
+    group.write(300);
+    let before = group.master().and_then(|master| master.log().last()).unwrap().vlsn;
+    group.prune();
+    let master = group.places[group.master_at()].node();
+    for _ in 0..300 {
+        master.prune(v(u64::MAX >> 1)).unwrap();
+        let last = master.log().last().unwrap().vlsn;
+        until("all to be committed", || master.committed() >= Some(last));
+    }
+    let last = master.log().last().unwrap().vlsn;
+    assert!(last.get() - before.get() < 20, "{before} to {last}");
+    assert!(master.log().oldest() > Vlsn::new(50));
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_node_whose_store_is_gone_or_old_takes_a_snapshot_and_keeps_its_log() {
+    let mut group = Group::of(3, 100_000, |_, _| ());
+    group.write(320);
+    group.prune();
+    let at = group.down(false);
+    for (round, keep) in [0, 30].into_iter().enumerate() {
+        group.places[at].node = None;
+        group.write(5);
+        let shelf = Arc::new(Shelf::default());
+        let entries = group.places[at].shelf.entries.lock()[..keep].to_vec();
+        *shelf.entries.lock() = entries;
+        group.places[at].shelf = shelf;
+        group.places[at].open();
+        let node = group.places[at].node();
+        let base = node.log().base();
+        assert!(base.is_some_and(|base| base.vlsn.get() > keep as u64), "{base:?}");
+        assert!(node.status().standing.counts(), "its log holds what it acknowledged");
+        group.installed(at);
+        let token = group.write(5);
+        group.all_have(&token);
+        assert_eq!(group.places[at].node().log().base(), base, "the log stays, round {round}");
+        assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 1);
+        assert!(!group.places[at].config.base.dir.join("log/install").exists());
+    }
+    // It can lead with what it has.
+    let name = group.places[at].config.base.node.clone();
+    let handover =
+        group.places[group.master_at()].node().transfer(Some(&name), Duration::from_secs(10)).unwrap();
+    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    let token = group.write(5);
+    group.all_have(&token);
+}
+
+#[test]
+fn a_log_that_stands_on_a_snapshot_and_lost_the_store_takes_another() {
+    let mut group = Group::of(3, 10, |_, _| ());
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    group.places[at].join();
+    group.installed(at);
+    let node = group.places[at].node();
+    until("it to stand on it", || node.log().base().is_some() && node.status().standing.counts());
+    group.places[at].node = None;
+    group.places[at].shelf = Arc::default();
+    group.places[at].open();
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+}
+
+#[test]
+fn an_engine_ahead_of_its_log_is_replaced_and_the_log_comes_back_before_it_counts() {
+    let mut group = Group::of(3, 100_000, |_, _| ());
+    group.write(40);
+    let at = group.down(false);
+    let dir = group.places[at].config.base.dir.clone();
+    let copy = group.dir.path().join("copy");
+    copy_dir(&dir, &copy);
+    group.places[at].open();
+    let token = group.write(40);
+    group.all_have(&token);
+    group.places[at].node = None;
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy_dir(&copy, &dir);
+    // What it has applied there is of no group.
+    group.places[at].shelf.entries.lock().last_mut().unwrap().1 ^= 1;
+    // First with nobody to give a snapshot: opened again, it is not taken for the engine of the log that has come back.
+    let mute = |group: &Group, mute| {
+        group.places.iter().for_each(|place| place.shelf.mute.store(mute, Ordering::SeqCst));
+    };
+    mute(&group, true);
+    group.places[at].open();
+    assert!(!group.places[at].node().status().standing.counts(), "its log lost what it acknowledged");
+    group.write(5);
+    until("its log to come back", || {
+        let node = group.places[at].node();
+        node.status().standing.counts() && node.log().last().is_some_and(|last| last.vlsn > token.vlsn)
+    });
+    assert!(dir.join("engine-ahead").exists());
+    until("it to say why", || {
+        matches!(group.places[at].node().last_error(), Some(FollowError::SnapshotFailed { .. }))
+    });
+    group.places[at].node = None;
+    group.places[at].open();
+    assert_eq!(group.places[at].node().positions().applied, None, "nothing of it is relied on");
+    mute(&group, false);
+    group.installed(at);
+    let token = group.write(5);
+    group.all_have(&token);
+    assert_eq!(group.places[at].shelf.installs.load(Ordering::SeqCst), 1);
+    assert!(!dir.join("engine-ahead").exists());
+    assert_eq!(group.places[at].node().log().base(), None, "the log stays");
+}
+
+#[test]
+fn alone_or_by_hand_an_engine_that_does_not_fit_its_log_is_refused_by_name() {
+    let mut alone = Group::of(1, 10, |_, _| ());
+    alone.write(320);
+    alone.prune();
+    alone.places[0].node = None;
+    let entries = std::mem::take(&mut *alone.places[0].shelf.entries.lock());
+    let place = &alone.places[0];
+    let refused = Node::open(place.config.clone(), place.engine(), Host::machine()).err().unwrap();
+    assert!(matches!(refused, NodeError::EngineBehind { applied: None, .. }), "{refused}");
+    let last = entries.last().unwrap().0;
+    *place.shelf.entries.lock() = entries;
+    place.shelf.entries.lock().push((last + 1, 0));
+    let refused = Node::open(place.config.clone(), place.engine(), Host::machine()).err().unwrap();
+    assert!(matches!(refused, NodeError::EngineAhead { .. }), "{refused}");
+    assert!(!place.config.base.dir.join("engine-ahead").exists());
+
+    let mut group = Group::of(2, 10, |_, config| config.base.snapshots = Snapshots::Manual);
+    group.write(320);
+    group.prune();
+    let at = group.down(false);
+    group.places[at].shelf = Arc::default();
+    let place = &group.places[at];
+    let refused = Node::open(place.config.clone(), place.engine(), Host::machine()).err().unwrap();
+    assert!(matches!(refused, NodeError::EngineBehind { .. }), "{refused}");
 }
 
 #[cfg(feature = "sim")]

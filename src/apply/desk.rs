@@ -61,6 +61,8 @@ pub(crate) struct Snapshot {
 pub(crate) enum NoSnapshot {
     #[error("the engine makes no snapshots")]
     Unable,
+    #[error("the engine waits for a snapshot itself")]
+    Lacks,
     #[error("the engine could not make a snapshot: {0}")]
     Engine(String),
     #[error("the engine's snapshot claims to stand at VLSN {at}, and only {applied} was applied")]

@@ -34,6 +34,8 @@ pub struct Said {
     status: Mutex<ArchiveStatus>,
     /// A gap that this mastership found. It stays, whatever else is told.
     gap: Mutex<Option<VlsnRange>>,
+    /// The first entry that is not archived.
+    needs: Mutex<Option<Vlsn>>,
 }
 
 impl Said {
@@ -46,6 +48,11 @@ impl Said {
             ));
         }
         status
+    }
+
+    /// The first entry that is not archived, once that is known and while this node archives.
+    pub fn needs(&self) -> Option<Vlsn> {
+        *self.needs.lock()
     }
 
     pub(super) fn failed(&self, why: Option<String>) {
@@ -69,6 +76,7 @@ impl Said {
     fn forget(&self) {
         *self.status.lock() = ArchiveStatus::default();
         *self.gap.lock() = None;
+        *self.needs.lock() = None;
     }
 }
 
@@ -179,6 +187,7 @@ impl Archiver {
                     return Step::Worked;
                 }
                 self.parts.said.failed(None);
+                *self.parts.said.needs.lock() = Some(Vlsn::after(last.map(|last| last.vlsn)));
                 self.parts.said.status.lock().last = last.map(|last| last.vlsn);
                 let not_before = Deadline::from_nanos(0);
                 let following = Following { term, pin, last, due: None, not_before, since_base };
@@ -211,6 +220,7 @@ impl Archiver {
 
     fn wait_for_base(&mut self, term: Term) {
         let pin = self.parts.pin(self.parts.log.base().map(|base| base.vlsn));
+        *self.parts.said.needs.lock() = Some(pin.from());
         self.parts.bases.want();
         self.doing = Doing::Waiting { pin, term };
     }
@@ -310,6 +320,7 @@ impl Following {
         };
         self.last = Some(header.last);
         self.pin.advance(header.last.vlsn.next());
+        *parts.said.needs.lock() = Some(header.last.vlsn.next());
         self.since_base += header.len;
         parts.said.failed(None);
         parts.said.status.lock().last = Some(header.last.vlsn);

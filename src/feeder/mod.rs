@@ -88,6 +88,12 @@ impl Feeders {
         self.hub.beat_all();
     }
 
+    /// Keeps the log from `oldest` on for every member that may be fetching a snapshot, until it streams, or for a while. To be
+    /// called before the first connection comes.
+    pub fn expect_needing(&self, oldest: Vlsn) {
+        self.hub.expect_needing(oldest);
+    }
+
     /// Lets go of the log that was kept for nodes which needed a snapshot and did not come back. Returns when to look again.
     pub fn tend(&self, now: Deadline) -> Deadline {
         self.hub.tend_needing(now)

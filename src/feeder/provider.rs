@@ -108,6 +108,19 @@ impl Hub {
         chosen.map(|chosen| chosen.address)
     }
 
+    /// This node leads from now on: a member may have begun to fetch a snapshot under the master before. The log is kept for
+    /// each for a while, until it streams.
+    pub fn expect_needing(&self, oldest: Vlsn) {
+        let members = self.roll.members();
+        let mut registry = self.registry.lock();
+        let others = members.iter().filter(|one| one.id != self.config.node && one.role != Role::Arbiter);
+        for member in others {
+            self.source.pin(&owner(&member.id), oldest);
+            let until = Some(self.clock.now() + self.config.snapshot_patience);
+            registry.needing.insert(member.id.clone(), Needing { until, ..Needing::default() });
+        }
+    }
+
     /// The node streams: the pin of its connection has taken over.
     pub fn needs_no_snapshot(&self, node: &NodeId) {
         let mut registry = self.registry.lock();

@@ -7,7 +7,7 @@ use crate::archive::bases::{BaseMaker, Bases, Copied, Copies};
 use crate::archive::worker::{Archiver, Said};
 use crate::archive::{self, ArchiveConfig};
 use crate::clock::Wait;
-use crate::ids::Term;
+use crate::ids::{Term, Vlsn};
 use crate::node::Event;
 use crate::node::group::Shared;
 use crate::runtime::Running;
@@ -67,6 +67,11 @@ impl Archiving {
     /// The node leads, or does no more.
     pub fn poke(&self) {
         self.workers.get().into_iter().flatten().for_each(|worker| worker.poke());
+    }
+
+    /// The first entry that is not archived, if this node archives.
+    pub fn needs(&self) -> Option<Vlsn> {
+        self.said.needs()
     }
 
     /// Has a base made now.

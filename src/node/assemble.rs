@@ -113,6 +113,7 @@ impl Node {
             base: Mutex::new(base),
             givings: Default::default(),
             fetching: Default::default(),
+            lacking: Default::default(),
             core: Arc::clone(&core),
         });
         shared.reload_members();
@@ -230,7 +231,7 @@ impl Housekeeping for House {
             (None, Some(relay)) => relay.tend(now),
             (None, None) => Deadline::NEVER,
         };
-        let kept = kept.min(node.givings.tend(now));
+        let kept = kept.min(node.givings.tend(now)).min(node.tend_engine(now));
         Ok(handover.min(doubt).min(again).min(kept))
     }
 }

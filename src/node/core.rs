@@ -16,6 +16,7 @@ use crate::ids::{Position, Term, Vlsn, number};
 use crate::log::{DoubtfulTail, Log, LogConfig, OpenError, Opened, last_membership};
 use crate::members::{Member, Members, Role, Standing};
 use crate::node::install::{finish_install, load_base};
+use crate::node::lacking::{Judged, Stands};
 use crate::planted::{Bug, active};
 use crate::policy::Token;
 use crate::runtime::{Running, Runtime, ThreadRuntime};
@@ -270,7 +271,7 @@ impl Core {
         is_whole(&config, &host)?;
         let (log, opened) = open_log(&config, &host, doubtful)?;
         let state = open_state(&config, &host, &log, Founding::Fixed)?;
-        Core::assemble(config, host, engine, state, log, opened)
+        Core::assemble(config, host, engine, state, log, opened, None)
     }
 
     /// Opens the directory of a node whose part may change. If the log's end is in doubt, that is noted durably before
@@ -327,7 +328,7 @@ impl Core {
             refuse_alone(&config, &host, lost.first(), Some(lost.last()))?;
         }
         let state = open_state(&config, &host, &log, founding)?;
-        let unstarted = Core::assemble(config, host, engine, state, log, opened)?;
+        let unstarted = Core::assemble(config, host, engine, state, log, opened, Some(founding))?;
         unstarted.core.apply.heals.store(true, std::sync::atomic::Ordering::Relaxed);
         Ok(unstarted)
     }
@@ -339,25 +340,16 @@ impl Core {
         state: StateFile,
         log: Log,
         opened: Opened,
+        founding: Option<Founding>,
     ) -> Result<Unstarted, NodeError> {
         let clock = host.runtime.clock();
         let identity = Identity { incarnation: state.state().incarnation, session: host.runtime.random() };
         let applied = engine.applied().map_err(NodeError::Engine)?;
+        let judged = Judged { config: &config, disk: &*host.disk, log: &log, state: &state, founding };
+        let Stands { applied, lacks } = judged.judge(applied)?;
         let last = log.last().map(|last| last.vlsn);
-        if let Some(applied) = applied.filter(|applied| Some(*applied) > last) {
-            let Standing::Damaged { from, to } = state.state().standing else {
-                return Err(NodeError::EngineAhead { applied, last });
-            };
-            // What the engine has was here, and is to come back.
-            state.update(|mut state| {
-                state.standing = Standing::Damaged { from, to: to.max(applied) };
-                state
-            })?;
-        }
-        if let Some(base) = log.base().filter(|base| Some(base.vlsn) > applied) {
-            return Err(NodeError::EngineBehind { applied, oldest: base.vlsn.next() });
-        }
         let apply = Arc::new(ApplyState::new(log.known_committed().min(last), applied));
+        apply.set_lacks(lacks);
         let core = Core {
             config,
             clock,

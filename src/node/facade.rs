@@ -384,7 +384,8 @@ impl Node {
 
     /// Why the last connection to a master ended.
     pub fn last_error(&self) -> Option<crate::replica::FollowError> {
-        self.shared.following.get().and_then(|following| following.last_error())
+        let lacking = self.shared.lacking.last_error().filter(|_| self.shared.core.apply.lacks());
+        lacking.or_else(|| self.shared.following.get()?.last_error())
     }
 
     /// Changes the members, on the master. In force at once, committed when the ticket is: give it to

@@ -29,6 +29,8 @@ use crate::worker::{Step, Stop, Worker};
 const SYNC_EVERY: u64 = 4 << 20;
 /// As many attempts without a byte of progress are made with one provider.
 const TRIES: u32 = 3;
+/// How often it is looked whether the log has come to the snapshot.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The fetch that runs, if one does.
 #[derive(Default)]
@@ -43,17 +45,22 @@ struct Fetch {
     failed: Mutex<Option<FollowError>>,
 }
 
-/// What the newest master said is needed.
+/// What is needed.
 #[derive(Clone)]
 struct Need {
-    term: Term,
-    /// The entry before the master's oldest: the snapshot has to stand here or later.
+    /// That of the master who said so last; `None`: this node's engine alone needs it.
+    term: Option<Term>,
+    /// The entry before the master's oldest, or before this log's: the snapshot has to stand here or later.
     least: Option<Vlsn>,
 }
 
 impl Fetching {
     pub fn status(&self) -> Option<TransferStatus> {
         self.0.lock().as_ref().and_then(|fetch| fetch.status.lock().clone())
+    }
+
+    pub fn runs(&self) -> bool {
+        self.0.lock().is_some()
     }
 
     pub fn close(&self) {
@@ -74,11 +81,21 @@ impl Shared {
         if self.following.get().is_none_or(|following| following.is_installing()) {
             return false;
         }
-        let need = Need { term, least: oldest.and_then(Vlsn::previous) };
+        self.begin_fetch(Need { term: Some(term), least: oldest.and_then(Vlsn::previous) }, from)
+    }
+
+    /// This node's engine needs a snapshot, to which its log reaches back.
+    pub fn fetch_for_engine(self: &Arc<Shared>, least: Option<Vlsn>, from: Address) {
+        self.begin_fetch(Need { term: None, least }, from);
+    }
+
+    fn begin_fetch(self: &Arc<Shared>, need: Need, from: Address) -> bool {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
             // It goes on, if what it fetches is still of use; the worker sees to that.
-            *fetch.need.lock() = need;
+            if need.term.is_some() {
+                *fetch.need.lock() = need;
+            }
             return true;
         }
         let fetch = Arc::new(Fetch {
@@ -108,6 +125,13 @@ impl Shared {
             let own = own.upgrade();
             node.fetching.0.lock().take_if(|fetch| own.as_ref().is_some_and(|own| Arc::ptr_eq(fetch, own)));
             node.core.poison.strike(stop);
+            let asked = own.as_ref().is_some_and(|own| own.need.lock().term.is_some());
+            if !asked {
+                // Whatever streams is none of its business.
+                node.lacking.failed(own.and_then(|fetch| fetch.failed.lock().take()));
+                node.election.poke();
+                return;
+            }
             // The master is asked anew: for entries, or for another provider.
             // Not after an install that did not end: then the staged snapshot has to stay as it is, and only opening the node
             // anew goes on.
@@ -297,10 +321,6 @@ impl Fetcher {
         match message {
             Message::SnapshotItem(item) => {
                 staging.item(item.item, &item.name)?;
-                let before = staging.bytes() - staging.place().offset;
-                if let Some(status) = &mut *self.fetch.status.lock() {
-                    status.of = item.len.map(|len| before.saturating_add(len));
-                }
             }
             Message::SnapshotChunk(chunk) => {
                 staging.chunk(chunk.at, chunk.bytes)?;
@@ -357,23 +377,34 @@ impl Fetcher {
             peer: self.from.to_string(),
             at: base.at.vlsn,
             bytes: self.staging.as_ref().map_or(0, Staging::bytes),
-            of: None,
+            of: begin.of,
         });
         Ok(())
     }
 
     /// Everything is there: the engine takes it in, if it is still of use.
-    fn install(&mut self, node: &Arc<Shared>, staged: Staged) -> Result<Step, Failed> {
+    fn install(&mut self, node: &Arc<Shared>, staged: Staged, wait: Wait) -> Result<Step, Failed> {
         let need = self.fetch.need.lock().clone();
         if Some(staged.base().at.vlsn) < need.least {
             return Err(Failed::Useless("the master has no longer what follows on it".to_owned()));
+        }
+        if need.term.is_none() && !node.holds(staged.base().at) {
+            // The log has not come so far.
+            self.stage = Stage::Whole(Box::new(staged));
+            let due = self.clock.now() + LOOK_AGAIN;
+            rest(wait.at_most(due));
+            return Ok(Step::Idle { due });
         }
         let begun = begin_install(node, &staged).map_err(Failed::Stop)?;
         let part = match begun {
             Begun::Install(part) => part,
             Begun::Not(why) => return Err(Failed::Useless(why)),
         };
-        log::info!("installing the snapshot at VLSN {}, needed in term {}", staged.base().at.vlsn, need.term);
+        log::info!(
+            "installing the snapshot at VLSN {}, needed in term {:?}",
+            staged.base().at.vlsn,
+            need.term
+        );
         let (answer, asked) = Answer::new();
         let (weak, base) = (Arc::downgrade(node), staged.base().clone());
         let settle = Box::new(move || match weak.upgrade() {
@@ -394,7 +425,7 @@ impl Fetcher {
             }
             Stage::Dial { .. } => self.dial(node, wait),
             Stage::Connected(line) => self.receive(node, line, wait),
-            Stage::Whole(staged) => self.install(node, *staged),
+            Stage::Whole(staged) => self.install(node, *staged, wait),
             Stage::Installs(answer) => match answer.take(wait) {
                 Ok(Some(())) => Err(Failed::Stop(Stop::Done)),
                 Ok(None) => {

@@ -23,6 +23,7 @@ use crate::node::doubt::Doubt;
 use crate::node::engine_digest::EngineDigests;
 use crate::node::fetch::Fetching;
 use crate::node::handover::Handover;
+use crate::node::lacking::Lacking;
 use crate::node::lead::{Lead, open_term};
 use crate::node::reception::Receptions;
 use crate::node::repair::Mending;
@@ -93,6 +94,7 @@ pub(super) struct Shared {
     pub base: Mutex<Option<Base>>,
     pub givings: Givings,
     pub fetching: Fetching,
+    pub lacking: Lacking,
 }
 
 /// What has ended, and whose threads are still to be joined.
@@ -290,8 +292,12 @@ impl Office for Ties {
         let trouble = node.trouble.load(Ordering::Relaxed);
         let recent = trouble > 0 && node.core.clock.now() < Deadline::from_nanos(trouble) + TROUBLE_FOR;
         let installing = node.following.get().is_some_and(|following| following.is_installing());
-        let log = &node.core.log;
-        node.core.poison.reason().is_none() && !log.poisoned() && !log.stuck() && !recent && !installing
+        node.core.poison.reason().is_none()
+            && !node.core.log.poisoned()
+            && !node.core.log.stuck()
+            && !recent
+            && !installing
+            && !node.core.apply.lacks()
     }
 
     fn whole(&self) -> bool {
@@ -323,7 +329,8 @@ impl Office for Ties {
 
     fn take_office(&self, term: Term) -> bool {
         let Some(node) = self.0.upgrade() else { return false };
-        if node.following.get().is_some_and(|following| following.is_installing()) {
+        if node.following.get().is_some_and(|following| following.is_installing()) || node.core.apply.lacks()
+        {
             return false;
         }
         let opening = match open_term(&node.core, term) {
@@ -351,6 +358,7 @@ impl Office for Ties {
             }
         };
         lead.feeders.on_fence(self.fence());
+        lead.feeders.expect_needing(Vlsn::after(node.core.log.base().map(|base| base.vlsn)));
         lead.feeders.own_progress();
         *node.changed.lock() = None;
         *node.lead.write() = Some(lead);

@@ -11,6 +11,7 @@ use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError,
 use crate::node::Event;
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
+use crate::node::lacking::forget_mark;
 use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
 use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
@@ -91,6 +92,9 @@ pub(super) enum Begun {
 /// lasts until the node is opened anew, and the staged snapshot is left alone.
 pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Stop> {
     let Some(following) = node.following.get() else { return Err(Stop::Done) };
+    if node.core.apply.lacks() && node.holds(staged.base().at) {
+        return begin_beside_stream(node, staged);
+    }
     if !following.begin_install() {
         return Ok(Begun::Not("this node follows without it".to_owned()));
     }
@@ -127,6 +131,28 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     Ok(Begun::Install(part))
 }
 
+/// An engine that the log can't bring on is replaced, and the log stays: whatever streams goes on.
+fn begin_beside_stream(node: &Shared, staged: &Staged) -> Result<Begun, Stop> {
+    let Some(following) = node.following.get() else { return Err(Stop::Done) };
+    let at = staged.base().at;
+    let held = following.between_frames(|| {
+        let held = node.holds(at);
+        if held {
+            // Nobody cuts what is known to be committed.
+            node.core.log.note_committed(at.vlsn);
+            node.core.apply.committed.advance(at.vlsn.get());
+        }
+        held
+    });
+    if !held {
+        return Ok(Begun::Not("the log was cut".to_owned()));
+    }
+    let intent = Intent { digest: staged.digest(), at: at.vlsn, log: LogPart::Kept };
+    let log_dir = node.core.config.dir.join("log");
+    intent.store(&*node.core.host.disk, &log_dir).map_err(Stop::failed)?;
+    Ok(Begun::Install(LogPart::Kept))
+}
+
 /// The engine has it: the log is put on it, and the intent goes.
 pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(), Stop> {
     let Some(following) = node.following.get() else { return Err(Stop::Done) };
@@ -141,6 +167,7 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
             store_base(disk, &core.config.dir, base)?;
         }
         *node.base.lock() = Some(base.clone());
+        forget_mark(disk, &core.config.dir)?;
         Intent::forget(disk, &core.config.dir.join("log"))?;
         Ok(cut)
     });
@@ -189,6 +216,7 @@ pub(super) fn finish_install(
             log.reset(base.at)?;
         }
         store_base(disk, dir, &base)?;
+        forget_mark(disk, dir)?;
         let closed = log.close();
         closed.map_err(TruncateError::from)?;
         Intent::forget(disk, &config.dir)?;

@@ -12,6 +12,7 @@ mod group;
 mod group_config;
 mod handover;
 mod install;
+mod lacking;
 mod lead;
 mod master;
 mod orders;

@@ -9,7 +9,7 @@ use crate::node::Event;
 use crate::node::group::Shared;
 use crate::node::lead::WriteRefused;
 use crate::node::slots::{SLOT, SlotRefused};
-use crate::retention::{Decision, Inputs, Limits, decide};
+use crate::retention::{Decision, Inputs, Limits, decide, holds_up};
 use crate::slots::Invalid;
 use crate::watermark::rest;
 use crate::worker::{Step, Stop, Worker};
@@ -72,8 +72,11 @@ impl Shared {
         let log = &self.core.log;
         let floor = floor.min(Vlsn::after(Vlsn::new(self.core.apply.committed.get())));
         let [members, slots] = self.stated();
-        let restates = |at: Option<Vlsn>| at.is_some_and(|at| at < floor);
-        self.restate(restates(members), restates(slots));
+        let checkpointed = Vlsn::new(self.core.apply.checkpointed.get());
+        let extents = log.extents();
+        let needed = floor.min(Vlsn::after(checkpointed));
+        let in_the_way = |at: Option<Vlsn>| at.is_some_and(|at| holds_up(&extents, at, needed));
+        self.restate(in_the_way(members), in_the_way(slots));
         log.prune([members, slots].into_iter().flatten().fold(floor, Vlsn::min))
     }
 

@@ -104,6 +104,8 @@ impl SlotBook {
     }
 }
 
+/// The slot of the archive, so that whoever leads next still has what is not archived.
+pub(super) const ARCHIVE: &str = "archive";
 /// How the pins of slots are called.
 pub(super) const SLOT: &str = "slot:";
 
@@ -279,6 +281,11 @@ impl Shared {
                 None => owners.push((own.clone(), needs)),
             }
         }
+        let archived = self.archive.as_ref().and_then(|archive| archive.needs());
+        if let Some(needs) = archived {
+            owners.retain(|(name, _)| name != ARCHIVE);
+            owners.push((ARCHIVE.to_owned(), needs));
+        }
         let mut book = self.slots.lock();
         lead.feeders.leave_to_slots(&book.committed());
         if self.may_change_slots(&lead, &book).is_err() {
@@ -288,11 +295,15 @@ impl Shared {
         // A slot is made, also in the place of one that was given up, when its owner lacks little: or it would be given up
         // again at once, and made again.
         let (config, log) = (&self.core.config, &self.core.log);
-        let little = config.segment_bytes.min(config.pin_max_bytes / 2);
+        let little = |name: &str| match name {
+            // An archive that is new here begins far back.
+            ARCHIVE => config.pin_max_bytes / 2,
+            _ => config.segment_bytes.min(config.pin_max_bytes / 2),
+        };
         let has_one = |name: &str| slots.find(name).is_some_and(|slot| slot.invalid.is_none());
         let served = owners
             .iter()
-            .filter(|(name, to)| has_one(name) || log.bytes_after(to.previous()) <= little)
+            .filter(|(name, to)| has_one(name) || log.bytes_after(to.previous()) <= little(name))
             .cloned()
             .collect::<Vec<_>>();
         let followed = slots.followed(&served, self.oldest(), self.core.clock.wall_micros());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::planted::{Bug, active};
 use crate::runtime::Running;
 use crate::slots::Slots;
 use crate::snapshot::{Giving, GivingError, chunk_len};
+use crate::watermark::rest;
 use crate::wire::message::{
     Message, RejectReason, SnapshotBegin, SnapshotId, SnapshotPlace, SnapshotRequest, TransferStatus,
 };
@@ -46,9 +47,15 @@ struct Transfer {
     to: NodeId,
     at: AtomicU64,
     bytes: AtomicU64,
-    /// 0 for unknown.
+    /// About how many there are; `u64::MAX`: nobody knows.
     of: AtomicU64,
+    channel: Arc<dyn Channel>,
+    /// A newer request of the same node goes on with it.
+    superseded: AtomicBool,
 }
+
+/// How often it is looked whether the worker that is superseded has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Givings {
     /// Lets go of those whose receivers did not come back; returns when to look again.
@@ -90,7 +97,7 @@ impl Givings {
                 peer: transfer.to.as_str().to_owned(),
                 at: Vlsn::new(transfer.at.load(Ordering::Relaxed))?,
                 bytes: transfer.bytes.load(Ordering::Relaxed),
-                of: Some(transfer.of.load(Ordering::Relaxed)).filter(|of| *of > 0),
+                of: Some(transfer.of.load(Ordering::Relaxed)).filter(|of| *of != u64::MAX),
             })
         };
         held.live.values().filter_map(status).take(255).collect()
@@ -138,33 +145,33 @@ impl Shared {
             return refuse(&**channel, term, RejectReason::UnknownNode);
         }
         let clock = Arc::clone(&self.core.clock);
-        let transfer =
-            Arc::new(Transfer { to: request.node.clone(), at: 0.into(), bytes: 0.into(), of: 0.into() });
-        let (id, kept) = {
+        let transfer = Arc::new(Transfer {
+            to: request.node.clone(),
+            at: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            of: AtomicU64::new(u64::MAX),
+            channel: Arc::clone(channel),
+            superseded: AtomicBool::new(false),
+        });
+        let id = {
             let mut held = self.givings.0.lock();
-            // An earlier connection of the same node has not noticed yet that it ended: it goes on when it has.
-            let own = held.live.values().any(|(one, _)| one.to == request.node);
-            if held.closed || own || held.live.len() >= self.core.config.max_snapshots {
+            let others = held.live.values().filter(|(one, _)| one.to != request.node).count();
+            if held.closed || others >= self.core.config.max_snapshots {
                 drop(held);
                 return refuse(&**channel, term, RejectReason::Busy);
+            }
+            // An earlier connection of the same node may not have noticed yet that it ended.
+            for (older, running) in held.live.values().filter(|(one, _)| one.to == request.node) {
+                older.superseded.store(true, Ordering::SeqCst);
+                older.channel.close();
+                if let Some(running) = running {
+                    running.poke();
+                }
             }
             held.next += 1;
             let id = held.next;
             held.live.insert(id, (Arc::clone(&transfer), None));
-            (id, held.kept.remove(&request.node))
-        };
-        let (kept, left) = match (kept, request.resume) {
-            (Some((giving, _)), Some((named, from)))
-                if giving.reaches(named, from) && Some(giving.at()) >= request.at_least =>
-            {
-                (Some((giving, from)), None)
-            }
-            (kept, _) => (None, kept),
-        };
-        drop(left);
-        let stage = match kept {
-            Some((giving, from)) => Stage::Begins(Box::new(giving), from),
-            None => Stage::Asked(self.core.apply.snapshot()),
+            id
         };
         let worker = Give {
             node: Arc::downgrade(self),
@@ -174,7 +181,8 @@ impl Shared {
             channel: Arc::clone(channel),
             buffer: ReceiveBuffer::default(),
             request,
-            stage,
+            id,
+            stage: Stage::Waits,
             transfer,
             sequence: 0,
             expected: 1,
@@ -215,6 +223,8 @@ struct Give {
     channel: Arc<dyn Channel>,
     buffer: ReceiveBuffer,
     request: SnapshotRequest,
+    /// Among those that live.
+    id: u64,
     stage: Stage,
     transfer: Arc<Transfer>,
     /// Of the next frame sent, and of the next to come.
@@ -224,6 +234,8 @@ struct Give {
 }
 
 enum Stage {
+    /// An earlier worker for the same node may still have what is kept for it.
+    Waits,
     /// The apply worker was asked for one.
     Asked(Arc<Answer<Result<Snapshot, NoSnapshot>>>),
     /// A stream begins, at a place.
@@ -297,8 +309,41 @@ impl Give {
         Ok(())
     }
 
+    /// Goes on with what is kept for the receiver, or has a snapshot made, once nobody else gives to it.
+    fn begin(&mut self, node: &Shared, wait: Wait) -> Result<Step, Ended> {
+        let mut held = node.givings.0.lock();
+        let same = |(id, (one, _)): (&u64, &Live)| *id < self.id && one.to == self.request.node;
+        if held.live.iter().any(same) {
+            drop(held);
+            let now = self.clock.now();
+            if now >= self.deadline {
+                return Err(self.reject(node, RejectReason::Busy));
+            }
+            self.stage = Stage::Waits;
+            let due = now + LOOK_AGAIN;
+            rest(wait.at_most(due));
+            return Ok(Step::Idle { due });
+        }
+        let kept = held.kept.remove(&self.request.node).map(|(giving, _)| giving);
+        drop(held);
+        self.stage = match (kept, self.request.resume) {
+            (Some(giving), Some((named, from)))
+                if giving.reaches(named, from) && Some(giving.at()) >= self.request.at_least =>
+            {
+                Stage::Begins(Box::new(giving), from)
+            }
+            // Another that was kept goes.
+            _ => Stage::Asked(node.core.apply.snapshot()),
+        };
+        Ok(Step::Worked)
+    }
+
     fn talk(&mut self, node: &Shared, wait: Wait) -> Result<Step, Ended> {
+        if self.transfer.superseded.load(Ordering::SeqCst) {
+            return Err(Ended::Broken("a newer request of the same node took over".to_owned()));
+        }
         match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Waits => self.begin(node, wait),
             Stage::Asked(answer) => match answer.take(wait.at_most(self.deadline)) {
                 Ok(Some(taken)) => self.taken(node, taken).map(|()| Step::Worked),
                 Ok(None) if self.clock.now() < self.deadline => {
@@ -309,17 +354,17 @@ impl Give {
             },
             Stage::Begins(mut giving, from) => {
                 giving.go_on(from)?;
-                let (id, base) = (giving.id(), giving.base().to_vec());
+                let (id, of, base) = (giving.id(), giving.bytes(), giving.base().to_vec());
+                self.transfer.of.store(of.unwrap_or(u64::MAX), Ordering::Relaxed);
                 self.transfer.at.store(giving.at().get(), Ordering::Relaxed);
                 log::info!("giving {} a snapshot at VLSN {}, from {from:?}", self.request.node, giving.at());
                 self.stage = Stage::Streams(giving);
-                self.send(node, &Message::SnapshotBegin(SnapshotBegin { id, from, base }))?;
+                self.send(node, &Message::SnapshotBegin(SnapshotBegin { id, from, of, base }))?;
                 Ok(Step::Worked)
             }
             Stage::Streams(mut giving) => {
                 let step = self.stream(node, &mut giving, wait);
                 self.transfer.bytes.store(giving.given(), Ordering::Relaxed);
-                self.transfer.of.store(giving.of().unwrap_or(0), Ordering::Relaxed);
                 self.stage = Stage::Streams(giving);
                 step
             }

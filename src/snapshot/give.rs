@@ -134,6 +134,11 @@ impl Giving {
         self.source.at()
     }
 
+    /// About how many bytes its items have, if the engine knows.
+    pub fn bytes(&self) -> Option<u64> {
+        self.source.bytes()
+    }
+
     /// The bytes of the base.
     pub fn base(&self) -> &[u8] {
         &self.base
@@ -143,12 +148,6 @@ impl Giving {
     pub fn given(&self) -> u64 {
         let before: u64 = self.done.iter().take(self.acked.item as usize).map(|item| item.len).sum();
         before + self.acked.offset
-    }
-
-    /// Bytes of all items up to the one that is read, if the engine knows how long that is.
-    pub fn of(&self) -> Option<u64> {
-        let before: u64 = self.done.iter().map(|item| item.len).sum();
-        self.reading.as_ref().map_or(Some(before), |(item, _)| Some(before.saturating_add(item.len?)))
     }
 
     /// Whether a receiver that has everything before `from` can go on with this.
@@ -259,5 +258,47 @@ impl Giving {
         let said = SnapshotItem { item: self.here.item, name: item.name.clone(), len: item.len };
         self.reading = Some((item, XxHash3_128::new()));
         Ok(Piece::Item(said))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An item without end.
+    struct Endless(bool);
+
+    impl EngineSnapshot for Endless {
+        fn at(&self) -> Vlsn {
+            Vlsn::FIRST
+        }
+        fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+            let first = !std::mem::replace(&mut self.0, true);
+            Ok(first.then(|| Item { name: "endless".into(), len: None }))
+        }
+        fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
+            into.fill(7);
+            Ok(into.len())
+        }
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_is_bounded_however_slow_the_receiver_is() {
+        let id = SnapshotId { incarnation: 1, session: 2, number: 3 };
+        let mut giving = Giving::new(id, Vec::new(), Box::new(Endless(false)), 1 << 30);
+        let mut sent = 0;
+        let mut acked = 0;
+        for round in 0..20 {
+            while let Some(message) = giving.send_next().unwrap() {
+                if let Message::SnapshotChunk(chunk) = message {
+                    sent += chunk.bytes.len() as u64;
+                }
+            }
+            assert!(sent - acked <= WINDOW && sent - acked > WINDOW - MAX_CHUNK as u64, "{sent} {acked}");
+            assert!(giving.held <= WINDOW && giving.window.len() <= WINDOW as usize / MAX_CHUNK + 1);
+            acked += (round % 3) * MAX_CHUNK as u64;
+            giving.acknowledge(SnapshotPlace { item: 0, offset: acked }).unwrap();
+        }
+        assert!(acked > 0);
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn put_recovery_message(message: &Message<'_>, put: &mut Put<'_>) {
         Message::SnapshotBegin(m) => {
             put.snapshot_id(m.id);
             put.place(m.from);
+            put.u64(m.of.unwrap_or(u64::MAX));
             put.bytes(&m.base);
         }
         Message::SnapshotItem(m) => {
@@ -64,6 +65,7 @@ pub(super) fn take_recovery_message<'a>(take: &mut Take<'a>) -> Result<Message<'
         MessageType::SnapshotBegin => Message::SnapshotBegin(SnapshotBegin {
             id: take.snapshot_id()?,
             from: take.place()?,
+            of: Some(take.u64("of")?).filter(|of| *of != u64::MAX),
             base: std::mem::take(&mut take.rest).to_vec(),
         }),
         MessageType::SnapshotItem => {

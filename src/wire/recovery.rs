@@ -51,6 +51,8 @@ pub struct SnapshotBegin {
     pub id: SnapshotId,
     /// Where the stream begins: the place asked for if it is the snapshot asked for, else its beginning.
     pub from: SnapshotPlace,
+    /// About how many bytes all items have, if the provider knows: for progress bars only.
+    pub of: Option<u64>,
     /// What the log before it says of the group, as [`crate::base::Base::encode`] writes it.
     pub base: Vec<u8>,
 }
@@ -163,7 +165,7 @@ pub struct TransferStatus {
     pub at: Vlsn,
     /// Bytes that are there.
     pub bytes: u64,
-    /// Of so many, if the engine knew beforehand how long the present item is: bytes of all items up to that one.
+    /// About how many bytes the whole has, if known.
     pub of: Option<u64>,
 }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate::archive::{ArchiveConfig, DirArchive};
-use quorate::config::Snapshots;
 use quorate::disk::RealDisk;
 use quorate::runtime::{Runtime, ThreadRuntime};
 use quorate::{
     Address, Compression, Config, ConfigError, GroupId, Member, Members, NodeConfig, NodeId, Plaintext, Role,
+    Snapshots,
 };
 use serde::Deserialize;
 
@@ -54,12 +54,12 @@ struct File {
     retention_every_ms: Option<u64>,
     scrub_bytes_per_second: Option<u64>,
     scrub_every_ms: Option<u64>,
-    lag_limit: Option<u64>,
-    max_connections: Option<usize>,
     snapshots: Option<String>,
     max_snapshots: Option<usize>,
     snapshot_bytes_per_second: Option<u64>,
     snapshot_patience_ms: Option<u64>,
+    lag_limit: Option<u64>,
+    max_connections: Option<usize>,
     compression: Option<String>,
     plaintext: Option<String>,
     archive: Option<ArchiveTable>,
@@ -257,13 +257,13 @@ impl File {
         set(&mut base.retention_every, self.retention_every_ms.map(Duration::from_millis));
         set(&mut base.scrub_bytes_per_second, self.scrub_bytes_per_second);
         set(&mut base.scrub_every, self.scrub_every_ms.map(Duration::from_millis));
-        set(&mut base.lag_limit, self.lag_limit);
-        set(&mut base.max_connections, self.max_connections);
         let snapshots = [("automatic", Snapshots::Automatic), ("manual", Snapshots::Manual)];
         set(&mut base.snapshots, one_of("snapshots", self.snapshots.as_deref(), &snapshots)?);
         set(&mut base.max_snapshots, self.max_snapshots);
         set(&mut base.snapshot_bytes_per_second, self.snapshot_bytes_per_second);
         set(&mut base.snapshot_patience, self.snapshot_patience_ms.map(Duration::from_millis));
+        set(&mut base.lag_limit, self.lag_limit);
+        set(&mut base.max_connections, self.max_connections);
         let compression = [("off", Compression::Off), ("lz4", Compression::Lz4)];
         set(&mut base.compression, one_of("compression", self.compression.as_deref(), &compression)?);
         let plaintext = [("loopback-only", Plaintext::LoopbackOnly), ("allowed", Plaintext::Allowed)];

@@ -57,6 +57,10 @@ impl EngineSnapshot for Frozen {
         self.at
     }
 
+    fn bytes(&self) -> Option<u64> {
+        Some(self.len)
+    }
+
     fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
         if std::mem::replace(&mut self.begun, true) {
             return Ok(None);
