@@ -99,6 +99,9 @@ fn a_flipped_byte_is_named_and_healed_as_the_page_says() {
         said[healed..].contains("the engines are equal at ") && said[healed..].contains("the logs are equal"),
         "{said}"
     );
+    // And with the node stopped.
+    assert!(said.contains("--drop would save VLSN ") && said.contains("\nthe log is whole\n"), "{said}");
+    assert!(said.ends_with("no damage\n"), "{said}");
 }
 
 #[test]

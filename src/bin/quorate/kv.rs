@@ -13,6 +13,7 @@ mod snapshot;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::sync::Arc;
@@ -171,6 +172,9 @@ impl Kv {
     /// # Errors
     /// The database's, for instance if another process has it open.
     pub fn open(path: &Path) -> Result<Kv, EngineError> {
+        if !path.try_exists()? {
+            create(path)?;
+        }
         let db = Database::builder().set_cache_size(CACHE).create(path)?;
         let first = db.begin_write()?;
         first.open_table(DATA)?;
@@ -216,6 +220,23 @@ impl Kv {
         self.verdicts.add(verdicts);
         Ok(applied)
     }
+}
+
+/// Makes a new store under another name first: who dies while redb begins one leaves a file that redb refuses.
+fn create(path: &Path) -> Result<(), EngineError> {
+    let new = path.with_extension("new");
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error.into());
+    }
+    drop(Database::create(&new)?);
+    File::open(&new)?.sync_all()?;
+    fs::rename(&new, path)?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Makes the change of the entry at `at`, and judges it if it is a conditional one.

@@ -238,6 +238,15 @@ fn carry(kv: &mut Kv, piece: usize) -> Carried {
 }
 
 #[test]
+fn a_store_that_was_not_made_to_its_end_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("kv.new"), b"redb?").unwrap();
+    let mut kv = Kv::open(&dir.path().join("kv.redb")).unwrap();
+    assert_eq!(kv.applied().unwrap(), None);
+    assert!(!dir.path().join("kv.new").exists());
+}
+
+#[test]
 fn a_snapshot_is_of_one_entry_and_installs_to_the_same_store_again_and_again() {
     let (dir, log) = (tempfile::tempdir().unwrap(), log(100));
     let mut kv = Kv::open(&dir.path().join("a.redb")).unwrap();
