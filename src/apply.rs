@@ -328,8 +328,14 @@ impl Apply {
     }
 
     fn install(&mut self, install: Install) -> Result<(), Stop> {
-        let Install { mut items, settle, asked } = install;
+        let Install { mut items, settle, back_out, asked } = install;
         let at = items.at();
+        if !self.state.lacks() && self.state.applied.get() >= at.get() {
+            // It was applied to while the intent was made durable. Setting it back would leave a hole.
+            back_out()?;
+            asked.give(());
+            return Ok(());
+        }
         self.engine
             .install(&mut *items)
             .map_err(|source| Stop::failed(ApplyError::Install { at, source }))?;

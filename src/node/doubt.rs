@@ -20,8 +20,8 @@ use crate::worker::Stop;
 /// What follows from the voters' answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Resolution {
-    /// This node has a valid copy.
-    Fetch(NodeId),
+    /// This node has a valid copy: to be believed as far as this entry, or without bound.
+    Fetch(NodeId, Option<Vlsn>),
     /// What is in doubt was never committed: the log ends where it ends.
     Settled,
     /// Too few have answered.
@@ -44,12 +44,20 @@ pub(super) fn resolve_damage(
     let voters = members.voters().count();
     let place = after.map(|after| after.vlsn);
     let (mut lack, mut telling) = (0, 0);
+    let mut bound: Option<Option<Vlsn>> = None;
     let mut best: Option<&SurveyReply> = None;
     for answer in members.iter().filter(|member| member.id != *own).filter_map(|one| answers.get(&one.id)) {
         let ends_before = answer.last.map(|last| last.vlsn) <= place;
         let came_here = answer.after.is_some() || after.is_none();
         if members.is_voter(&answer.node) {
-            telling += usize::from(came_here || (ends_before && answer.standing.counts()));
+            // One whose own log is damaged tells of what it has, and no further.
+            let counts = answer.standing.counts();
+            let partly = came_here && !ends_before && answer.standing != Standing::Newcomer;
+            telling += usize::from((counts && (came_here || ends_before)) || partly);
+            if partly && !counts {
+                let has = answer.last.map(|last| last.vlsn);
+                bound = Some(bound.map_or(has, |bound: Option<Vlsn>| bound.min(has)));
+            }
             let lacks = ends_before || (answer.after.is_some() && answer.after != after);
             lack += usize::from(lacks && answer.standing.counts());
         }
@@ -62,7 +70,7 @@ pub(super) fn resolve_damage(
     let enough = (voters - voters.min(voters / 2 + 1) + 1).min(voters.saturating_sub(1));
     let mut others = members.iter().filter(|member| member.id != *own);
     match best {
-        Some(best) if telling >= enough => Resolution::Fetch(best.node.clone()),
+        Some(best) if telling >= enough => Resolution::Fetch(best.node.clone(), bound.flatten()),
         Some(_) => Resolution::Wait,
         None if lack > voters / 2 && committed <= place => Resolution::Settled,
         None if others.all(|one| answers.contains_key(&one.id)) => {
@@ -83,19 +91,32 @@ pub(super) fn resolve(
 ) -> Resolution {
     let voters = members.voters().count();
     let others = || members.voters().filter(|member| member.id != *own);
-    let (mut lack, mut answered) = (0, 0);
-    for (member, answer) in others().filter_map(|member| Some((member, answers.get(&member.id)?))) {
+    let (mut lack, mut answered, mut telling) = (0, 0, 0);
+    let mut best: Option<&SurveyReply> = None;
+    for answer in others().filter_map(|member| answers.get(&member.id)) {
         let same = answer.after == after;
-        if same && answer.last.map(|last| last.vlsn) > after.map(|after| after.vlsn) {
-            return Resolution::Fetch(member.id.clone());
+        let further = |best: &SurveyReply| LogEnd::of(answer.last) > LogEnd::of(best.last);
+        if same
+            && answer.last.map(|last| last.vlsn) > after.map(|after| after.vlsn)
+            && best.is_none_or(further)
+        {
+            best = Some(answer);
         }
         // Its log ends here or earlier, or went another way before: it never had what followed here. One that can't tell
         // what it has at this place, as that was pruned or is damaged, has not answered.
         let ends_before = answer.last.map(|last| last.vlsn) <= after.map(|after| after.vlsn);
         if ends_before || answer.after.is_some() {
             answered += 1;
-            lack += usize::from(answer.standing.counts());
+            telling += usize::from(answer.standing.counts());
+            lack += usize::from(answer.standing.counts() && !(same && !ends_before));
         }
+    }
+    if let Some(best) = best {
+        // A copy of a term that was overruled is as valid: the furthest is taken of so many that one of them has what was
+        // committed here, or of all.
+        let enough = (voters - voters.min(voters / 2 + 1) + 1).min(voters.saturating_sub(1));
+        let told = telling >= enough || answered == others().count();
+        return if told { Resolution::Fetch(best.node.clone(), None) } else { Resolution::Wait };
     }
     if lack > voters / 2 || answered == others().count() { Resolution::Settled } else { Resolution::Wait }
 }
@@ -115,8 +136,8 @@ pub(super) struct Doubt {
     asking: Vec<Asking>,
     /// Of damage: what was cut off behind it.
     saved: Option<Arc<Saved>>,
-    /// Of damage: whom to believe without proof.
-    believed: Option<NodeId>,
+    /// Whom to believe without proof, and how far.
+    believed: Option<(NodeId, Option<Vlsn>)>,
     /// Of damage: what nobody has.
     pub lost: Option<String>,
 }
@@ -179,7 +200,7 @@ impl Shared {
                 return Ok(Deadline::NEVER);
             }
             // Those who have it are asked for it below.
-            Resolution::Fetch(node) => doubt.believed = Some(node),
+            Resolution::Fetch(node, to) => doubt.believed = Some((node, to)),
             Resolution::Wait => {}
             Resolution::Lost => {
                 let from = Vlsn::after(after.map(|after| after.vlsn));
@@ -260,7 +281,8 @@ impl Shared {
                 }
             }
         };
-        if self.is_fed() {
+        let installing = self.following.get().is_some_and(|following| following.is_installing());
+        if self.is_fed() || installing {
             return Ok(false);
         }
         let mut run = Vec::new();
@@ -289,28 +311,31 @@ impl Shared {
     /// How much of a run are the entries that were here: as far as what stood behind them tells; all, if the answers of
     /// the others say whom to believe.
     fn believable<'a>(&self, whom: &NodeId, run: &'a [u8]) -> Result<&'a [u8], Unproven> {
-        if !matches!(self.election.state().state().standing, Standing::Damaged { .. }) || *whom == self.own.id
-        {
+        if *whom == self.own.id {
             return Ok(run);
         }
         let (saved, believed) = {
             let doubt = self.doubt.lock();
             (doubt.saved.clone(), doubt.believed.clone())
         };
-        let (mut at, mut proven) = (0, 0);
+        let bound = believed.filter(|(node, _)| node == whom).map(|(_, to)| to);
+        let (mut at, mut proven, mut told) = (0, 0, 0);
         while let Ok(header) = Header::parse(&run[at..]) {
             at += header.entry_len().min(run.len() - at);
             let vouched = header.position().and_then(|position| saved.as_ref()?.vouches(position));
             match vouched {
                 Some(true) => proven = at,
-                Some(false) => break,
+                // It is not what was here, nor is anything before it that nothing else vouches for.
+                Some(false) => return if proven > 0 { Ok(&run[..proven]) } else { Err(Unproven) },
                 None => {}
             }
+            if bound.is_some_and(|to| to.is_none() || header.vlsn <= to) {
+                told = at;
+            }
         }
-        match proven {
-            0 if believed.as_ref() == Some(whom) => Ok(run),
+        match proven.max(told) {
             0 => Err(Unproven),
-            proven => Ok(&run[..proven]),
+            believed => Ok(&run[..believed]),
         }
     }
 
@@ -342,13 +367,18 @@ impl Shared {
         let Some(following) = self.following.get() else { return Ok(()) };
         following.between_frames(|| {
             let log = &self.core.log;
-            if self.election.state().state().standing.counts() || self.is_fed() {
+            // An install is about to put another log in the place of this one.
+            if self.election.state().state().standing.counts() || self.is_fed() || following.is_installing() {
                 return Ok(());
             }
             let run = self.believable(whom, run)?;
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
-            log.flush(summary.last.vlsn, Wait::Now)?;
+            // Another thread may be syncing: the standing tells what is on the disk, and waits for it.
+            let patience = self.core.clock.now() + self.core.config.handshake_timeout;
+            if !log.flush(summary.last.vlsn, Wait::Until(patience))? {
+                return Err("the entries are not on the disk in time".into());
+            }
             if summary.memberships {
                 self.reload_members();
             }
@@ -403,9 +433,21 @@ mod tests {
     const FULL: Standing = Standing::Full { since: Term::NONE };
 
     #[test]
-    fn a_valid_copy_anywhere_is_fetched() {
+    fn a_valid_copy_is_fetched_when_so_many_told_that_it_is_the_furthest() {
         let doubtful = Standing::Doubtful { from: Vlsn::new(9).unwrap() };
-        assert_eq!(judge(&[answer("b", doubtful, at(8, 3), at(5, 1))]), Resolution::Fetch(id("b")));
+        let b = answer("b", doubtful, at(8, 3), at(5, 1));
+        assert_eq!(judge(std::slice::from_ref(&b)), Resolution::Wait, "c may have what was committed");
+        let c = answer("c", FULL, at(5, 1), at(5, 1));
+        assert_eq!(judge(&[b, c]), Resolution::Fetch(id("b"), None));
+    }
+
+    #[test]
+    fn the_tail_of_a_term_that_was_overruled_is_not_taken_for_what_was_committed() {
+        let later = Some(Position { vlsn: Vlsn::new(8).unwrap(), term: Term::new(4), crc: 9 });
+        let stale = Some(Position { vlsn: Vlsn::new(9).unwrap(), term: Term::new(3), crc: 8 });
+        let (b, c) = (answer("b", FULL, later, at(5, 1)), answer("c", FULL, stale, at(5, 1)));
+        assert_eq!(judge(std::slice::from_ref(&c)), Resolution::Wait);
+        assert_eq!(judge(&[b, c]), Resolution::Fetch(id("b"), None));
     }
 
     #[test]
@@ -464,7 +506,11 @@ mod tests {
             Resolution::Wait,
             "c may have what was committed"
         );
-        assert_eq!(judge_damage(0, &[b.clone(), c]), Resolution::Fetch(id("c")));
+        assert_eq!(judge_damage(0, &[b.clone(), c]), Resolution::Fetch(id("c"), None));
+        let damaged = Standing::Damaged { from: Vlsn::new(7).unwrap(), to: Vlsn::new(9).unwrap() };
+        let partly = answer("c", damaged, at(6, 1), at(5, 1));
+        let bounded = Resolution::Fetch(id("b"), Vlsn::new(6));
+        assert_eq!(judge_damage(0, &[b.clone(), partly]), bounded, "c tells no further");
         let damaged = Standing::Damaged { from: Vlsn::new(3).unwrap(), to: Vlsn::new(9).unwrap() };
         let short = answer("c", damaged, at(2, 1), None);
         assert_eq!(judge_damage(0, &[b, short]), Resolution::Wait, "c can't tell yet");

@@ -15,7 +15,7 @@ use crate::clock::{Clock, Deadline, Wait};
 use crate::config::Snapshots;
 use crate::ids::{Term, Vlsn};
 use crate::node::group::Shared;
-use crate::node::install::{Begun, begin_install, settle};
+use crate::node::install::{Begun, back_out, begin_install, settle};
 use crate::replica::FollowError;
 use crate::runtime::Running;
 use crate::snapshot::{STAGING, StageError, Staged, Staging, discard};
@@ -411,7 +411,10 @@ impl Fetcher {
             Some(node) => settle(&node, &base, part),
             None => Err(Stop::Done),
         });
-        node.core.apply.ask(Request::Install(Install { items: Box::new(staged), settle, asked }));
+        let weak = Arc::downgrade(node);
+        let back_out = Box::new(move || weak.upgrade().map_or(Err(Stop::Done), |node| back_out(&node)));
+        let items = Box::new(staged);
+        node.core.apply.ask(Request::Install(Install { items, settle, back_out, asked }));
         self.stage = Stage::Installs(answer);
         Ok(Step::Worked)
     }

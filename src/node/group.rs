@@ -321,7 +321,15 @@ impl Office for Ties {
         lead.feeders.expect_needing(Vlsn::after(node.core.log.base().map(|base| base.vlsn)));
         lead.feeders.own_progress();
         *node.changed.lock() = None;
-        *node.lead.write() = Some(lead);
+        *node.lead.write() = Some(Arc::clone(&lead));
+        if node.following.get().is_some_and(|following| following.is_installing()) {
+            // It began before this could be seen, and its log may be replaced.
+            *node.lead.write() = None;
+            node.core.log.fence(term.next());
+            lead.feeders.depose(None);
+            node.retired.lock().push(Retired::Lead(lead.feeders.clone()));
+            return false;
+        }
         log::info!("{} is master in term {term} from VLSN {}", node.own.id, opening.start);
         node.tell_later(Event::Part { part: Part::Master, term, master: Some(node.own.id.clone()) });
         node.poke_archiver();

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use crate::base::{BadBase, Base};
 use crate::disk::Disk;
 use crate::engine::Engine;
-use crate::ids::number;
-use crate::log::{DoubtfulTail, Failed, IoFailure, Log, LogConfig, TruncateError, read_whole, write_whole};
+use crate::ids::{Position, number};
+use crate::log::{
+    DoubtfulTail, Failed, IoFailure, Log, LogConfig, OpenError, ScanError, TruncateError, read_whole,
+    write_whole,
+};
 use crate::node::Event;
 use crate::node::core::{Host, NodeError};
 use crate::node::group::Shared;
@@ -107,9 +110,16 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let (log, at) = (&node.core.log, staged.base().at);
     let part = match log.position_at(at.vlsn) {
         Ok(ours) if ours == at => LogPart::Kept,
-        _ => LogPart::Replaced,
+        Ok(_) | Err(ScanError::Beyond { .. } | ScanError::Pruned { .. }) => LogPart::Replaced,
+        // Whether the log holds it can't be told now.
+        Err(error) => {
+            following.end_install();
+            return Ok(Begun::Not(error.to_string()));
+        }
     };
-    let known = node.core.apply.committed.get().max(number(log.base().map(|base| base.vlsn)));
+    // Also what was known before damage took it from the log.
+    let known = node.core.apply.committed.get().max(number(log.known_committed()));
+    let known = known.max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
         _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
@@ -152,6 +162,19 @@ fn begin_beside_stream(node: &Shared, staged: &Staged) -> Result<Begun, Stop> {
     Ok(Begun::Install(LogPart::Kept))
 }
 
+/// The engine went on by itself while the intent was made durable: nothing was installed, and the intent goes.
+pub(super) fn back_out(node: &Arc<Shared>) -> Result<(), Stop> {
+    let (core, disk) = (&node.core, &*node.core.host.disk);
+    Intent::forget(disk, &core.config.dir.join("log")).map_err(Stop::failed)?;
+    if let Err(error) = discard(disk, &core.config.dir.join(STAGING)) {
+        log::warn!("a snapshot that is of no use is left behind: {error}");
+    }
+    if let Some(following) = node.following.get() {
+        following.end_install();
+    }
+    Ok(())
+}
+
 /// The engine has it: the log is put on it, and the intent goes.
 pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(), Stop> {
     let Some(following) = node.following.get() else { return Err(Stop::Done) };
@@ -186,6 +209,61 @@ pub(super) fn settle(node: &Arc<Shared>, base: &Base, part: LogPart) -> Result<(
     Ok(())
 }
 
+/// Puts an empty log that stands on `at` in the place of the present one. What that can't tell any more does not matter: its
+/// files are set aside.
+fn replace_log(host: &Host, config: &LogConfig, at: Position) -> Result<(), InstallError> {
+    let open = || {
+        let mut config = config.clone();
+        // What it loses is saved, and was never committed.
+        config.doubtful = DoubtfulTail::Cut;
+        Log::open_to_install(Arc::clone(&host.disk), host.runtime.clock(), config)
+    };
+    let replaced = match open() {
+        Ok((log, _)) => {
+            let reset = log.reset(at);
+            // A log whose reset failed is closed all the same.
+            let closed = log.close();
+            match reset {
+                Ok(_) => Some(closed.map_err(TruncateError::from)?),
+                Err(TruncateError::Io(error)) => return Err(TruncateError::Io(error).into()),
+                Err(error) => {
+                    log::warn!("the log that is to be replaced is set aside: {error}");
+                    None
+                }
+            }
+        }
+        Err(
+            error @ (OpenError::Damaged { .. }
+            | OpenError::Missing { .. }
+            | OpenError::File { .. }
+            | OpenError::Doubtful { .. }),
+        ) => {
+            log::warn!("the log that is to be replaced is set aside: {error}");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if replaced.is_none() {
+        set_aside(&*host.disk, &config.dir)?;
+        let (log, _) = open()?;
+        log.reset(at)?;
+        log.close().map_err(TruncateError::from)?;
+    }
+    Ok(())
+}
+
+/// Renames the segments and indexes of a log, so that it is empty. Can be repeated from any point.
+fn set_aside(disk: &dyn Disk, dir: &Path) -> Result<(), InstallError> {
+    for name in disk.list(dir).failed("list", dir)? {
+        let numbered = name.starts_with(|c: char| c.is_ascii_hexdigit());
+        if numbered && (name.ends_with(".seg") || name.ends_with(".idx")) {
+            let path = dir.join(&name);
+            disk.rename(&path, &dir.join(format!("replaced-{name}"))).failed("rename", &path)?;
+        }
+    }
+    Ok(disk.sync_dir(dir).failed("sync", dir)?)
+}
+
 /// At open: finishes an install that had begun, before anything else looks at the engine or the log.
 pub(super) fn finish_install(
     host: &Host,
@@ -215,18 +293,13 @@ pub(super) fn finish_install(
             return Err(InstallError::OtherGroup { found: base.group, ours: config.group });
         }
         log::warn!("the install of the snapshot at VLSN {} goes on", intent.at);
-        let mut config = config.clone();
-        // What it loses is saved, and was never committed.
-        config.doubtful = DoubtfulTail::Cut;
-        let (log, _) = Log::open_to_install(Arc::clone(&host.disk), host.runtime.clock(), config.clone())?;
         engine.install(&mut staged).map_err(InstallError::Engine)?;
+        // A log that stays is judged when it is opened, as ever.
         if intent.log == LogPart::Replaced {
-            log.reset(base.at)?;
+            replace_log(host, &config, base.at)?;
         }
         store_base(disk, dir, &base)?;
         forget_mark(disk, dir)?;
-        let closed = log.close();
-        closed.map_err(TruncateError::from)?;
         Intent::forget(disk, &config.dir)?;
         Ok(discard(disk, &staging)?)
     };
