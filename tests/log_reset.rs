@@ -72,6 +72,16 @@ fn a_base_below_what_is_committed_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_log_that_ends_before_what_is_known_to_be_committed_is_put_on_a_later_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path());
+    fill(&log, 1, 20);
+    log.note_committed(v(40));
+    assert_eq!(log.reset(base(900)).unwrap().last, Some(base(900)));
+    assert_eq!(log.last(), Some(base(900)));
+}
+
+#[test]
 fn a_reset_that_stops_at_any_step_is_finished_or_undone_at_open() {
     let mut finished = 0;
     for steps in 0.. {

@@ -22,7 +22,9 @@ impl Core {
         }
         // What nobody said to be committed is kept in a file, as after any cut.
         let stands_on = self.catalog.lock().base().map(|base| base.vlsn);
-        let saved = self.truncate_after(self.committed().max(stands_on))?;
+        // Damage may have cut the log below that.
+        let last = self.stage.lock().tail.map(|last| last.vlsn);
+        let saved = self.truncate_after(self.committed().max(stands_on).min(last))?;
         let mut leaving = self.leaving.lock();
         if let Some(segment) = &*leaving {
             self.remove_files(segment)?;

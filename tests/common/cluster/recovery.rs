@@ -507,8 +507,9 @@ impl Cluster {
         }
         for (place, seen) in self.places.iter().zip(&self.recovery.seen) {
             let Some(node) = place.up.as_ref().filter(|_| place.role == Role::Electable) else { continue };
-            // Whoever saw a slot given up told so.
-            for name in &seen.given_up {
+            // Whoever saw a slot given up told so, unless it was made again before it was looked at.
+            let still = |name: &&String| slots.find(name).is_some_and(|slot| slot.invalid.is_some());
+            for name in seen.given_up.iter().filter(still) {
                 let told = |event: &Event| matches!(event, Event::SlotInvalid { name: of, .. } if of == name);
                 if !seen.events.lock().iter().any(told) {
                     return Err(format!("{} did not tell that {name} was given up", place.name));
