@@ -282,6 +282,11 @@ fn a_node_that_dies_at_a_system_call_comes_back_equal() {
             write(config, round, 12);
         }
     };
+    until("the others to have the beginning of their logs no more", || {
+        let status = status();
+        let rows = status["nodes"].as_array().cloned().unwrap_or_default();
+        !rows.is_empty() && rows.iter().all(|row| row["oldest"].as_u64() > Some(1))
+    });
     n3.kill();
     let own = dir.path().join("n3");
     fs::remove_dir_all(&own).unwrap();
