@@ -105,8 +105,9 @@ impl AckSender {
         Positions {
             received: Vlsn::new(received),
             durable: Vlsn::new(durable),
-            applied: Vlsn::new(applied),
-            checkpointed: Vlsn::new(checkpointed),
+            // An engine may be ahead of a log that damage has shortened: the log has to have it again before that counts.
+            applied: Vlsn::new(applied.min(durable)),
+            checkpointed: Vlsn::new(checkpointed.min(durable)),
         }
     }
 
