@@ -271,6 +271,9 @@ fn damage_that_everybody_else_has_pruned_and_the_engine_needs_is_passed_by_a_sna
     for seed in 100..104 {
         let mut stage = filled(seed);
         let master = stage.master();
+        for actor in &stage.actors {
+            actor.book.gives.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
         let at = (master + 1) % 3;
         let pin = stage.node(at).log().pin("subscription:late", v(1));
         let (path, offset, len) = places(&stage, at)[&v(20)].clone();
