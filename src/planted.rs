@@ -54,7 +54,6 @@ pub enum Bug {
     ArchiveUncommitted,
     ArchiveHidesGap,
     RestoreKeepsTerm,
-    DamagedNodeLeads,
     DamagedServed,
     DamagedSettledBecauseNobodyHasIt,
 }

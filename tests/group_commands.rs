@@ -613,7 +613,10 @@ fn the_log_of_a_node_that_is_alone_is_cut_at_damage_by_order_only_and_what_is_cu
     let said = exits(1, &["log", "repair", dir]);
     assert!(said.contains("--drop would save VLSN "), "{said}");
     assert_eq!(segments(&path), all);
-    let said = exits(0, &["log", "repair", dir, "--drop"]);
+    let refused = exits(1, &["log", "repair", dir, "--drop"]);
+    assert!(refused.contains("say so by --alone"), "{refused}");
+    assert_eq!(segments(&path), all);
+    let said = exits(0, &["log", "repair", dir, "--drop", "--alone"]);
     assert!(said.contains("dropped VLSN ") && said.contains("has to start empty"), "{said}");
     assert!(said.ends_with("the log is whole\n"), "{said}");
     let kept: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("kept in ")).collect();

@@ -85,6 +85,5 @@ planted! {
     an_archive_of_what_is_not_committed: ArchiveUncommitted under split_archive;
     an_archive_that_hides_a_gap: ArchiveHidesGap under archive;
     a_restored_group_in_an_old_term: RestoreKeepsTerm under archive;
-    a_master_that_stays_though_its_log_is_damaged: DamagedNodeLeads under rot;
     a_damaged_entry_that_is_served: DamagedServed under rot;
 }

@@ -32,7 +32,6 @@ use crate::node::snapshots::Givings;
 use crate::node::source::NodeSource;
 use crate::node::verify::Digests;
 use crate::node::{Event, Service};
-use crate::planted::{Bug, active};
 use crate::replica::FollowError;
 use crate::replica::ack::AckSender;
 use crate::replica::following::{Following, Guide, Retry};
@@ -261,7 +260,7 @@ impl Office for Ties {
     }
 
     fn whole(&self) -> bool {
-        self.0.upgrade().is_some_and(|node| node.is_whole() || active(Bug::DamagedNodeLeads))
+        self.0.upgrade().is_some_and(|node| node.is_whole())
     }
 
     fn hands_over(&self) -> bool {

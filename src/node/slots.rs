@@ -81,7 +81,8 @@ impl SlotBook {
         let Some(before) = before else { return Vec::new() };
         let now = self.committed();
         let invalid = now.iter().filter_map(|slot| Some((slot.name.clone(), slot.invalid?)));
-        invalid.filter(|(name, _)| before.find(name).is_some_and(|slot| slot.invalid.is_none())).collect()
+        // Also one that was made and given up since.
+        invalid.filter(|(name, _)| before.find(name).is_none_or(|slot| slot.invalid.is_none())).collect()
     }
 
     /// Makes the pins what the lists say.

@@ -29,6 +29,9 @@ pub struct Args {
     /// For a node that is alone in its group: save everything from the damage on to files, and cut it off
     #[arg(long)]
     drop: bool,
+    /// With `--drop`, where the log can't prove it: no other node was ever added to the group
+    #[arg(long, requires = "drop")]
+    alone: bool,
     /// How long fetching may take
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -39,6 +42,8 @@ struct Look {
     damages: Vec<Damage>,
     group: Option<GroupId>,
     members: Option<Members>,
+    /// Where that list stands.
+    stated: Option<Vlsn>,
     last: Option<Vlsn>,
 }
 
@@ -70,7 +75,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     }
     let config = config(&dir, &look)?;
     if args.drop {
-        alone(&dir, &look)?;
+        alone(&dir, &look, args.alone)?;
         drop(guard);
         cut(config, first, out)?;
     } else {
@@ -101,7 +106,7 @@ fn free(dir: &Path) -> Result<Box<dyn Send + Sync>, Failure> {
 
 fn look(dir: &Path) -> Result<Look, Failure> {
     let mut log = Inspector::open(dir, None)?;
-    let mut look = Look { damages: Vec::new(), group: None, members: None, last: None };
+    let mut look = Look { damages: Vec::new(), group: None, members: None, stated: None, last: None };
     while let Some(found) = log.advance()? {
         match found {
             // A crash explains it, and opening cuts it.
@@ -111,6 +116,7 @@ fn look(dir: &Path) -> Result<Look, Failure> {
                 look.last = look.last.max(entry.header().vlsn);
                 if entry.kind() == EntryKind::MEMBERSHIP {
                     look.members = Some(Members::decode(entry.payload())?);
+                    look.stated = entry.header().vlsn;
                 }
             }
         }
@@ -142,7 +148,7 @@ fn remove_index(segment: &Path) -> Result<(), Failure> {
 }
 
 /// Refuses unless nobody else can have what is about to be cut off.
-fn alone(dir: &Path, look: &Look) -> Result<(), Failure> {
+fn alone(dir: &Path, look: &Look, sworn: bool) -> Result<(), Failure> {
     let base = dir.parent().map(|node| node.join("base"));
     let members = match (&look.members, base.filter(|base| base.is_file())) {
         (Some(members), _) => Some(members.clone()),
@@ -158,6 +164,13 @@ fn alone(dir: &Path, look: &Look) -> Result<(), Failure> {
              if nobody has it, wipe the directory and have the node rejoin"
         )
         .into());
+    }
+    // A later list may be among what is damaged.
+    let behind = look.damages.iter().all(|damage| look.stated.is_some_and(|at| at > damage.from));
+    if !behind && !sworn {
+        return Err("what is damaged may have named other nodes of the group. If one was ever added, cutting would lose what it \
+                    holds, and two nodes could lead: have this one rejoin instead. If none was, say so by --alone"
+            .into());
     }
     Ok(())
 }
