@@ -52,7 +52,6 @@ pub enum Bug {
     PruneBeyondCheckpoint,
     PruneIgnoresSlots,
     ArchiveUncommitted,
-    ArchiveHidesGap,
     RestoreKeepsTerm,
     DamagedServed,
     DamagedSettledBecauseNobodyHasIt,

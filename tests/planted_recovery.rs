@@ -83,7 +83,6 @@ planted! {
     entries_removed_that_the_engine_will_ask_for: PruneBeyondCheckpoint under late_checkpoints;
     entries_removed_that_a_slot_keeps: PruneIgnoresSlots under slots;
     an_archive_of_what_is_not_committed: ArchiveUncommitted under split_archive;
-    an_archive_that_hides_a_gap: ArchiveHidesGap under archive;
     a_restored_group_in_an_old_term: RestoreKeepsTerm under archive;
     a_damaged_entry_that_is_served: DamagedServed under rot;
 }

@@ -194,13 +194,6 @@ impl Archiver {
                 self.doing = Doing::Archiving(following);
             }
             Ok(End::NotYet) => self.doing = Doing::Beginning { from: now + SOON },
-            Ok(End::Gap(_)) if active(Bug::ArchiveHidesGap) => {
-                let last = self.parts.log.base();
-                let pin = self.parts.pin(last.map(|last| last.vlsn));
-                let not_before = Deadline::from_nanos(0);
-                let following = Following { term, pin, last, due: None, not_before, since_base: 0 };
-                self.doing = Doing::Archiving(following);
-            }
             Ok(End::Gap(missing)) => {
                 let known = self.parts.said.gap.lock().replace(missing);
                 if known != Some(missing) {

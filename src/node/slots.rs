@@ -42,6 +42,9 @@ impl SlotRefused {
     }
 }
 
+/// Lists of slots, each with the entry that holds it; none for the one in which the log begins.
+type Lists = Vec<(Option<Vlsn>, Slots)>;
+
 /// What a node knows of the slots.
 #[derive(Default)]
 pub(super) struct SlotBook {
@@ -144,7 +147,7 @@ impl Shared {
     }
 
     /// The lists that count; `None` if one of them is damaged.
-    fn read_slots(&self) -> Result<Option<Vec<(Option<Vlsn>, Slots)>>, Stop> {
+    fn read_slots(&self) -> Result<Option<Lists>, Stop> {
         let log = &self.core.log;
         let entries = log.slot_lists();
         let settled = entries.partition_point(|at| Some(*at) <= self.settled_here());
