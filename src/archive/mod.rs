@@ -1,7 +1,7 @@
 //! The archive: the group's log and copies of its engine's state, kept elsewhere, and the way back from there.
 //!
-//! An [`Archive`] keeps named objects. The archiver of the master  writes the committed log into objects
-//! ([`object`]) and bases ([`base`]); [`catalog`] tells what there is; [`restore`] makes a directory of a new group from
+//! An [`Archive`] keeps named objects. The archiver of the master writes the committed log into objects
+//! ([`object`]) and bases ([`base`]); [`catalog`] tells what there is; [`mod@restore`] makes a directory of a new group from
 //! it, and [`verify`] reads it all. docs/format.md describes the objects.
 
 pub mod base;

@@ -108,7 +108,7 @@ pub(super) fn resolve(
         if ends_before || answer.after.is_some() {
             answered += 1;
             telling += usize::from(answer.standing.counts());
-            lack += usize::from(answer.standing.counts() && !(same && !ends_before));
+            lack += usize::from(answer.standing.counts() && (ends_before || !same));
         }
     }
     if let Some(best) = best {
