@@ -230,6 +230,15 @@ impl Slots {
         slots
     }
 
+    /// Whether an owner came further since this list was written at `at` than to the list itself, which it gets and acknowledges
+    /// as any other entry: if that were news, a group at rest would write lists without end.
+    pub fn behind(&self, owners: &[(String, Vlsn)], at: Option<Vlsn>) -> bool {
+        owners.iter().filter_map(|(name, to)| Some((self.find(name)?, *to))).any(|(slot, to)| {
+            let only_the_list = Some(slot.from) == at && to == slot.from.next();
+            slot.from < to && !only_the_list
+        })
+    }
+
     /// The list without the claims of these.
     pub fn without(&self, given_up: &[(String, Invalid)]) -> Slots {
         let mut slots = self.clone();
@@ -396,6 +405,10 @@ mod tests {
         let moved = followed(&begun, &[("a", 30)]);
         assert_eq!(moved.find("a").unwrap().from, v(30));
         assert_eq!(followed(&moved, &[("a", 29)]), moved);
+        // What is written at 30 says that its owner needs 30: it gets that, and something else.
+        let behind = |list: &[(&str, u64)], written| moved.behind(&at(list), Some(v(written)));
+        assert!(!behind(&[("a", 30)], 30) && !behind(&[("a", 31)], 30) && behind(&[("a", 32)], 30));
+        assert!(behind(&[("a", 31)], 29) && behind(&[("a", 41)], 40) && !behind(&[("a", 29), ("c", 50)], 40));
         let given_up = moved
             .without(&at(&[("a", 1)]).into_iter().map(|(name, _)| (name, Invalid::Age)).collect::<Vec<_>>());
         assert_eq!(followed(&given_up, &[("a", 9)]), given_up);

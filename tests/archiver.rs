@@ -295,6 +295,29 @@ fn a_node_archives_while_it_writes_and_a_restore_has_it_all() {
 }
 
 #[test]
+fn a_slot_follows_the_archive_to_the_end_also_if_nothing_more_is_written() {
+    let mut grove = Grove::found(|config| config.archive = None);
+    grove.write_many(100, 100);
+    let place = &mut grove.places[0];
+    place.node = None;
+    let mut archive = ArchiveConfig::new(Arc::new(archive_in(grove.dir.path())));
+    archive.every = Duration::from_millis(20);
+    place.config.archive = Some(archive);
+    place.config.base.slot_every = Duration::from_millis(20);
+    place.config.base.retention_every = Duration::from_millis(5);
+    place.open();
+    // The first list is written when nothing is archived yet, and is the last entry for now.
+    until("a list that says that all before it is archived, and after which none comes", || {
+        let Some(master) = grove.master() else { return false };
+        let slots = master.slots();
+        let slot = slots.iter().find(|slot| slot.name == "archive");
+        slot.is_some_and(|slot| {
+            slot.from > Vlsn::new(100).unwrap() && Some(slot.from) == master.status().positions.received
+        })
+    });
+}
+
+#[test]
 fn a_new_master_goes_on_where_the_archive_ends() {
     let mut grove = Grove::found(|_| ());
     grove.add("n2");

@@ -320,11 +320,7 @@ impl Shared {
             .collect::<Vec<_>>();
         let followed = slots.followed(&served, self.oldest(), self.core.clock.wall_micros());
         let valid = |slots: &Slots| slots.iter().filter(|slot| slot.invalid.is_none()).count();
-        // The list itself is an entry that they get and acknowledge: to have got only that is no news.
-        let news = |name: &str, from: Vlsn| {
-            slots.find(name).is_some_and(|slot| slot.from < from) && Some(from) > book.at().map(Vlsn::next)
-        };
-        let moved = followed.iter().any(|slot| news(&slot.name, slot.from));
+        let moved = slots.behind(&served, book.at());
         let due = book.moved.is_none_or(|last| now >= last + self.core.config.slot_every);
         if valid(&followed) > valid(&slots) || (moved && due) {
             match self.write_slots(&lead, &mut book, followed) {
