@@ -17,6 +17,8 @@ impl Shared {
         for vlsn in self.core.log.memberships().iter().rev() {
             let payload = match self.core.log.payload(*vlsn) {
                 Err(ScanError::Damaged { .. }) if *rolls == Some(*vlsn) => return,
+                // The log is being cut or replaced: whoever does that has the lists read again.
+                Err(ScanError::Beyond { .. } | ScanError::Pruned { .. } | ScanError::LifeEnded) => return,
                 // Until it is healed, the list before it tells whom to ask.
                 Err(ScanError::Damaged { .. }) => continue,
                 other => other.map_err(Stop::failed),

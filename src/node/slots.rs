@@ -146,7 +146,7 @@ impl Shared {
         }
     }
 
-    /// The lists that count; `None` if one of them is damaged.
+    /// The lists that count; `None` if one of them can't be read now.
     fn read_slots(&self) -> Result<Option<Lists>, Stop> {
         let log = &self.core.log;
         let entries = log.slot_lists();
@@ -157,7 +157,13 @@ impl Shared {
         }
         for at in &entries[settled.saturating_sub(1)..] {
             let payload = match log.payload(*at) {
-                Err(ScanError::Damaged { .. }) => return Ok(None),
+                // Damaged; or the log is being cut or replaced, and whoever does that has the lists read again.
+                Err(
+                    ScanError::Damaged { .. }
+                    | ScanError::Beyond { .. }
+                    | ScanError::Pruned { .. }
+                    | ScanError::LifeEnded,
+                ) => return Ok(None),
                 other => other.map_err(Stop::failed)?,
             };
             lists.push((Some(*at), Slots::decode(&payload).map_err(Stop::failed)?));
