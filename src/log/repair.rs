@@ -171,13 +171,17 @@ impl Core {
         if !self.damages.any.load(Ordering::Acquire) {
             return Vec::new();
         }
-        // What was pruned or cut is damaged no more.
         let tail = self.stage.lock().tail.map(|tail| tail.vlsn);
+        self.forget_damage(tail);
+        self.damages.known.lock().values().map(|known| known.range).collect()
+    }
+
+    /// What was pruned or cut is damaged no more, also where something else comes in its place. The log ends at `tail` now.
+    pub(super) fn forget_damage(&self, tail: Option<Vlsn>) {
         let oldest = self.catalog.lock().oldest().map(|segment| segment.first);
         let mut known = self.damages.known.lock();
         known.retain(|first, known| Some(*first) >= oldest && Some(known.range.first()) <= tail);
-        self.damages.any.store(!known.is_empty(), Ordering::Release);
-        known.values().map(|known| known.range).collect()
+        self.damages.any.store(!known.is_empty(), Ordering::SeqCst);
     }
 
     fn healed(&self, first: Vlsn) {

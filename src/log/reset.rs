@@ -56,6 +56,7 @@ impl Core {
         self.committed.fetch_max(base.vlsn.get(), Ordering::AcqRel);
         let old = Arc::clone(&stage.life);
         self.adopt(&mut flush, &mut io, &mut stage, recovered);
+        self.void_pins();
         old.end();
         drop(stage);
         self.wake_flusher();

@@ -133,6 +133,14 @@ impl Core {
         self.catalog.lock().oldest().is_some_and(|segment| segment.first > vlsn)
     }
 
+    /// The log begins later now: whoever needs more than is there holds nothing.
+    pub(super) fn void_pins(&self) {
+        let mut pins = self.pins.lock();
+        for pin in pins.held.values_mut() {
+            pin.void |= self.begins_after(pin.from);
+        }
+    }
+
     /// Gives a pin up, or back what it asks for if all of that is still there. Returns whether that changed anything.
     pub(super) fn set_void(&self, number: u64, void: bool) -> bool {
         let mut pins = self.pins.lock();

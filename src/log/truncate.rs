@@ -108,6 +108,7 @@ impl Core {
         let fence = stage.fence;
         *stage = Stage::new(recovered.end, life);
         stage.fence = fence;
+        self.forget_damage(stage.tail.map(|tail| tail.vlsn));
         self.ease();
     }
 
