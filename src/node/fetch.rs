@@ -29,8 +29,6 @@ use crate::worker::{Step, Stop, Worker};
 const SYNC_EVERY: u64 = 4 << 20;
 /// As many attempts without a byte of progress are made with one provider.
 const TRIES: u32 = 3;
-/// How often it is looked whether the log has come to the snapshot.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The fetch that runs, if one does.
 #[derive(Default)]
@@ -388,12 +386,27 @@ impl Fetcher {
         if Some(staged.base().at.vlsn) < need.least {
             return Err(Failed::Useless("the master has no longer what follows on it".to_owned()));
         }
-        if need.term.is_none() && !node.holds(staged.base().at) {
-            // The log has not come so far.
-            self.stage = Stage::Whole(Box::new(staged));
-            let due = self.clock.now() + LOOK_AGAIN;
-            rest(wait.at_most(due));
-            return Ok(Step::Idle { due });
+        if need.term.is_none() {
+            // The log brings on what follows: it has to have come so far.
+            let (at, life) = (staged.base().at, node.core.log.life());
+            match life.written.wait(at.vlsn.get(), wait) {
+                Ok(true) if node.holds(at) => {}
+                Ok(true) => {
+                    return Err(Failed::Useless(format!("this log holds another entry at VLSN {}", at.vlsn)));
+                }
+                Ok(false) => {
+                    self.stage = Stage::Whole(Box::new(staged));
+                    return Ok(Step::Idle { due: Deadline::NEVER });
+                }
+                // It closes, or was cut.
+                Err(_ended) if Arc::ptr_eq(&life, &node.core.log.life()) => {
+                    return Err(Failed::Stop(Stop::Done));
+                }
+                Err(_ended) => {
+                    self.stage = Stage::Whole(Box::new(staged));
+                    return Ok(Step::Worked);
+                }
+            }
         }
         let begun = begin_install(node, &staged).map_err(Failed::Stop)?;
         let part = match begun {

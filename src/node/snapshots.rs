@@ -54,9 +54,6 @@ struct Transfer {
     superseded: AtomicBool,
 }
 
-/// How often it is looked whether the worker that is superseded has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
 impl Givings {
     /// Lets go of those whose receivers did not come back; returns when to look again.
     pub fn tend(&self, now: Deadline) -> Deadline {
@@ -192,7 +189,12 @@ impl Shared {
         let name = format!("snapshot-to-{}", worker.request.node);
         let on_end = move |stop: &Stop| {
             if let Some(node) = weak.upgrade() {
-                node.givings.0.lock().live.remove(&id);
+                let mut held = node.givings.0.lock();
+                if let Some((ended, _)) = held.live.remove(&id) {
+                    // A newer connection of the same node waits for it.
+                    let newer = held.live.values().filter(|(one, _)| one.to == ended.to);
+                    newer.filter_map(|(_, running)| running.as_ref()).for_each(|running| running.poke());
+                }
             }
             if let Stop::Failed(why) = stop {
                 log::error!("a snapshot's worker failed: {why}");
@@ -201,6 +203,8 @@ impl Shared {
         let channels = vec![Arc::clone(channel)];
         let running = self.core.host.runtime.spawn(name, Box::new(worker), channels, Box::new(on_end));
         if let Some((_, place)) = self.givings.0.lock().live.get_mut(&id) {
+            // It may have begun to wait before it could be poked.
+            running.poke();
             *place = Some(running);
         }
     }
@@ -320,9 +324,8 @@ impl Give {
                 return Err(self.reject(node, RejectReason::Busy));
             }
             self.stage = Stage::Waits;
-            let due = now + LOOK_AGAIN;
-            rest(wait.at_most(due));
-            return Ok(Step::Idle { due });
+            rest(wait.at_most(self.deadline));
+            return Ok(Step::Idle { due: self.deadline });
         }
         let kept = held.kept.remove(&self.request.node).map(|(giving, _)| giving);
         drop(held);
