@@ -77,7 +77,7 @@ impl ApplyState {
         self.lacks.load(Ordering::SeqCst)
     }
 
-    /// Sets that, before the worker runs.
+    /// Sets that. Nothing more is applied then, once the batch under way is.
     pub fn set_lacks(&self, lacks: bool) {
         self.lacks.store(lacks, Ordering::SeqCst);
     }
@@ -330,7 +330,7 @@ impl Apply {
     fn install(&mut self, install: Install) -> Result<(), Stop> {
         let Install { mut items, settle, back_out, asked } = install;
         let at = items.at();
-        if !self.state.lacks() && self.state.applied.get() >= at.get() {
+        if self.state.applied.get() >= at.get() {
             // It was applied to while the intent was made durable. Setting it back would leave a hole.
             back_out()?;
             asked.give(());
@@ -399,5 +399,98 @@ impl Worker for Apply {
         }
         let committed = if skip_commit { u64::MAX } else { self.state.committed.get() };
         self.apply_up_to(committed.min(self.life.flushed.get()), wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::disk::RealDisk;
+    use crate::engine::{Item, Items};
+    use crate::entry::{Entries, NewEntry};
+    use crate::ids::{GroupId, Term};
+    use crate::log::LogConfig;
+
+    #[derive(Default)]
+    struct Store {
+        at: u64,
+        installs: Arc<AtomicUsize>,
+    }
+
+    impl Engine for Store {
+        fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
+            Ok(Vlsn::new(self.at))
+        }
+        fn apply(&mut self, entries: Entries<'_>) -> Result<(), EngineError> {
+            self.at = entries.range().last().get();
+            Ok(())
+        }
+        fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
+            Ok(Vlsn::new(self.at))
+        }
+        fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+            self.installs.fetch_add(1, Ordering::SeqCst);
+            self.at = items.at().get();
+            Ok(())
+        }
+    }
+
+    struct Nothing(Vlsn);
+
+    impl Items for Nothing {
+        fn at(&self) -> Vlsn {
+            self.0
+        }
+        fn list(&self) -> &[Item] {
+            &[]
+        }
+        fn open(&self, _at: usize) -> std::io::Result<Box<dyn Read + '_>> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
+    #[test]
+    fn an_engine_that_went_on_meanwhile_is_not_set_back_by_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let clock = Arc::new(SystemClock);
+        let (log, _) = Log::open(Arc::new(RealDisk), clock.clone(), config).unwrap();
+        let last = log.append(Term::new(1), &[NewEntry::data(b"x"); 10]).unwrap().last.vlsn;
+        assert!(log.flush(last, Wait::Now).unwrap());
+        let state = Arc::new(ApplyState::new(None, None));
+        let store = Store::default();
+        let installs = Arc::clone(&store.installs);
+        let mut apply =
+            Apply::new(log, Box::new(store), Arc::clone(&state), clock, Duration::from_secs(3600));
+        state.committed.advance(8);
+        while state.applied.get() < 8 {
+            apply.step(Wait::Now).unwrap();
+        }
+        for (at, taken) in [(5, false), (8, false), (9, true)] {
+            let (settled, backed_out) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let note = |flag: &Arc<AtomicBool>| {
+                let flag = Arc::clone(flag);
+                Box::new(move || {
+                    flag.store(true, Ordering::SeqCst);
+                    Ok(())
+                })
+            };
+            let (answer, asked) = Answer::new();
+            state.ask(Request::Install(Install {
+                items: Box::new(Nothing(Vlsn::new(at).unwrap())),
+                settle: note(&settled),
+                back_out: note(&backed_out),
+                asked,
+            }));
+            apply.step(Wait::Now).unwrap();
+            assert_eq!(answer.take(Wait::Now), Ok(Some(())));
+            let done = (settled.load(Ordering::SeqCst), backed_out.load(Ordering::SeqCst));
+            assert_eq!((done, installs.load(Ordering::SeqCst)), ((taken, !taken), usize::from(taken)));
+            assert_eq!(state.applied.get(), if taken { at } else { 8 });
+        }
     }
 }

@@ -74,7 +74,7 @@ pub(crate) struct Install {
     pub items: Box<dyn Items + Send>,
     /// What is to be done when the engine has it, before anything else is applied: the log is put on it.
     pub settle: Box<dyn FnOnce() -> Result<(), Stop> + Send>,
-    /// What is to be done instead if the engine is beyond it by now, and not in want of it.
+    /// What is to be done instead if the engine is beyond it by now.
     pub back_out: Box<dyn FnOnce() -> Result<(), Stop> + Send>,
     pub asked: Asked<()>,
 }
