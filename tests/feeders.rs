@@ -454,6 +454,34 @@ fn whoever_was_welcomed_and_speaks_of_a_newer_term_fences() {
 }
 
 #[test]
+fn whoever_was_welcomed_and_speaks_in_a_term_that_is_over_is_told_so_and_counts_for_nothing() {
+    let place = Place::new(list());
+    // Before the stream begins it is told the term of the master; its stand, too, would count for nothing.
+    let mut a = place.connect();
+    a.introduce(place.hello("a", Role::Electable, FULL));
+    a.term = Term::NONE;
+    a.say(&Message::Syncup(Syncup { last: None, committed: None, history: Vec::new() }));
+    let (header, message) = a.hear().unwrap();
+    assert!(header.term == t(TERM) && matches!(message, Message::Fence), "{message:?}");
+    a.hear_the_end();
+    // And amid the stream its acks commit nothing.
+    let mut a = place.peer("a", Role::Electable, FULL);
+    let one = place.append();
+    a.term = Term::NONE;
+    a.ack(Some(one));
+    a.hear_the_end();
+    until("it is told why", || {
+        let a = place.feeders.status().into_iter().find(|replica| replica.id == id("a"));
+        a.and_then(|a| a.last_error).is_some_and(|why| why.starts_with("the replica speaks in term 0"))
+    });
+    assert_eq!((place.committed(), place.feeders.fenced()), (None, None));
+    // Another voter, who has it, is needed, and is enough.
+    let _b = place.peer("b", Role::Electable, FULL);
+    place.until_committed(one);
+    place.feeders.close();
+}
+
+#[test]
 fn a_deposed_master_says_so_to_replicas_and_writers() {
     let place = Place::new(list());
     let mut a = place.peer("a", Role::Electable, FULL);

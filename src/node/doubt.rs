@@ -14,6 +14,7 @@ use crate::members::{Member, Members, Standing};
 use crate::node::group::Shared;
 use crate::planted::{Bug, active};
 use crate::replica::ReplicaState;
+use crate::state::StateError;
 use crate::wire::message::{EntryRequest, Message, Survey, SurveyReply};
 use crate::worker::Stop;
 
@@ -140,6 +141,8 @@ pub(super) struct Doubt {
     believed: Option<(NodeId, Option<Vlsn>)>,
     /// Of damage: what nobody has.
     pub lost: Option<String>,
+    /// The last entry that came back, while it is not known to be on the disk.
+    patched: Option<Position>,
 }
 
 impl Doubt {
@@ -158,10 +161,14 @@ impl Shared {
             Standing::Doubtful { .. } => None,
             Standing::Damaged { to, .. } => Some(to),
             Standing::Newcomer | Standing::Full { .. } => {
-                self.doubt.lock().lost = None;
+                let mut doubt = self.doubt.lock();
+                (doubt.lost, doubt.patched) = (None, None);
                 return Ok(Deadline::NEVER);
             }
         };
+        if self.tell_patched()? {
+            return Ok(now);
+        }
         if let Some(to) = damage
             && self.heal_from_saved(to)?
         {
@@ -374,35 +381,57 @@ impl Shared {
             let run = self.believable(whom, run)?;
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
+            self.doubt.lock().patched = Some(summary.last);
+            if summary.memberships {
+                self.reload_members();
+            }
             // Another thread may be syncing: the standing tells what is on the disk, and waits for it.
             let patience = self.core.clock.now() + self.core.config.handshake_timeout;
             if !log.flush(summary.last.vlsn, Wait::Until(patience))? {
                 return Err("the entries are not on the disk in time".into());
             }
-            if summary.memberships {
-                self.reload_members();
+            Ok(self.came_back(summary.last.vlsn)?)
+        })
+    }
+
+    /// Tells of what came back and was not on the disk in time, once it is. Whether it did.
+    fn tell_patched(&self) -> Result<bool, Stop> {
+        let patched = self.doubt.lock().patched;
+        let (Some(last), Some(following)) = (patched, self.following.get()) else { return Ok(false) };
+        following.between_frames(|| {
+            let log = &self.core.log;
+            let waits = log.last() != Some(last) || log.life().flushed.get() < last.vlsn.get();
+            if waits || self.is_fed() || following.is_installing() {
+                return Ok(false);
             }
-            if summary.slots {
-                self.reload_slots();
+            self.came_back(last.vlsn).map_err(Stop::failed)?;
+            Ok(true)
+        })
+    }
+
+    /// The log is back up to this entry, on the disk.
+    fn came_back(&self, last: Vlsn) -> Result<(), StateError> {
+        self.doubt.lock().patched = None;
+        self.reload_slots();
+        let from = last.next();
+        self.election.state().update(|mut state| {
+            if let Standing::Doubtful { .. } = state.standing {
+                state.standing = Standing::Doubtful { from };
             }
-            let from = summary.last.vlsn.next();
-            self.election.state().update(|mut state| {
-                if let Standing::Doubtful { .. } = state.standing {
-                    state.standing = Standing::Doubtful { from };
-                }
-                if let Standing::Damaged { to, .. } = state.standing {
-                    // All that was here is back.
-                    state.standing = match from > to {
-                        true => Standing::Full { since: state.term },
-                        false => Standing::Damaged { from, to },
-                    };
-                }
-                state
-            })?;
-            Ok(())
+            if let Standing::Damaged { to, .. } = state.standing {
+                // All that was here is back.
+                state.standing = match from > to {
+                    true => Standing::Full { since: state.term },
+                    false => Standing::Damaged { from, to },
+                };
+            }
+            state
         })
     }
 }
+
+#[cfg(test)]
+mod patch_tests;
 
 #[cfg(test)]
 mod tests {
