@@ -305,3 +305,6 @@ pub(super) fn finish_install(
     };
     finish().map_err(NodeError::Install)
 }
+
+#[cfg(test)]
+mod tests;
