@@ -87,6 +87,16 @@ impl Shared {
         self.begin_fetch(Need { term: None, least }, from);
     }
 
+    /// This node follows: what a fetch of an earlier life left in the middle is not gone on with.
+    pub fn forget_unneeded_fetch(&self) {
+        if self.fetching.runs() || self.core.apply.lacks() {
+            return;
+        }
+        if let Err(error) = discard(&*self.core.host.disk, &self.core.config.dir.join(STAGING)) {
+            log::warn!("a snapshot that is not needed any more is left behind: {error}");
+        }
+    }
+
     fn begin_fetch(self: &Arc<Shared>, need: Need, from: Address) -> bool {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {

@@ -290,7 +290,8 @@ impl Staging {
     }
 }
 
-/// Removes a staged snapshot, whole or not. The manifest goes first: what is left is never taken for a whole one.
+/// Removes a staged snapshot, whole or not. `begin` goes first, then the manifest: what is left is taken neither for one that can
+/// go on nor for a whole one.
 ///
 /// # Errors
 /// [`StageError::Io`].
