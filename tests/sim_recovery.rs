@@ -56,7 +56,7 @@ type Met = BTreeMap<&'static str, u64>;
 fn campaign(name: &str, plan: &dyn Fn() -> Plan, count: u64) -> Met {
     let shows = std::env::var_os("QUORATE_LOG").is_some();
     let level = if shows { log::LevelFilter::Debug } else { log::LevelFilter::Info };
-    if log::set_boxed_logger(Box::new(Watching { shows })).is_ok() {
+    if log::set_logger(Box::leak(Box::new(Watching { shows }))).is_ok() {
         log::set_max_level(level);
     }
     RESUMED.set(0);
