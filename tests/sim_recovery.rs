@@ -134,6 +134,13 @@ fn members_that_come_and_go_get_what_no_log_has() {
     must_have_met("churn", &met, &["snapshots installed", "prunes"]);
 }
 
+/// One node's log ended in doubt where the others had pruned, and without it no majority was left: the third was being removed.
+#[test]
+fn a_node_in_doubt_where_others_have_pruned_holds_up_no_group_that_needs_its_vote() {
+    let mut cluster = Cluster::new(280, Plan::churn(3).keeping(Keep::default()));
+    cluster.run(TIME).unwrap();
+}
+
 #[test]
 fn rot_on_one_node_at_a_time_is_never_served_and_heals() {
     let keep = || Keep { rot: 0.05, pin_max_bytes: 1 << 20, ..Keep::default() };

@@ -18,7 +18,7 @@ use crate::node::group::Shared;
 use crate::node::install::{Begun, back_out, begin_install, settle};
 use crate::replica::FollowError;
 use crate::runtime::Running;
-use crate::snapshot::{STAGING, StageError, Staged, Staging, discard};
+use crate::snapshot::{LogPart, STAGING, StageError, Staged, Staging, discard};
 use crate::watermark::rest;
 use crate::wire::message::{
     MAX_CHUNK, Message, SnapshotAck, SnapshotBegin, SnapshotPlace, SnapshotRequest, TransferStatus,
@@ -46,10 +46,21 @@ struct Fetch {
 /// What is needed.
 #[derive(Clone)]
 struct Need {
-    /// That of the master who said so last; `None`: this node's engine alone needs it.
-    term: Option<Term>,
-    /// The entry before the master's oldest, or before this log's: the snapshot has to stand here or later.
+    whose: Whose,
+    /// The entry before the master's oldest, or before this log's, or the first that is in doubt: the snapshot has to stand
+    /// here or later.
     least: Option<Vlsn>,
+}
+
+/// For what a snapshot is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Whose {
+    /// The master of this term said so last.
+    Term(Term),
+    /// This node's engine alone needs it.
+    Engine,
+    /// What was here and may be lost nobody has any more as entries, and no master settles it.
+    Doubt,
 }
 
 impl Fetching {
@@ -79,19 +90,24 @@ impl Shared {
         if self.following.get().is_none_or(|following| following.is_installing()) {
             return false;
         }
-        self.begin_fetch(Need { term: Some(term), least: oldest.and_then(Vlsn::previous) }, from)
+        self.begin_fetch(Need { whose: Whose::Term(term), least: oldest.and_then(Vlsn::previous) }, from)
     }
 
     /// This node's engine needs a snapshot, to which its log reaches back.
     pub fn fetch_for_engine(self: &Arc<Shared>, least: Option<Vlsn>, from: Address) {
-        self.begin_fetch(Need { term: None, least }, from);
+        self.begin_fetch(Need { whose: Whose::Engine, least }, from);
+    }
+
+    /// This node's log ends where others have pruned, and it does not count before it has what was behind that.
+    pub fn fetch_for_doubt(self: &Arc<Shared>, least: Option<Vlsn>, from: Address) {
+        self.begin_fetch(Need { whose: Whose::Doubt, least }, from);
     }
 
     fn begin_fetch(self: &Arc<Shared>, need: Need, from: Address) -> bool {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
             // It goes on, if what it fetches is still of use; the worker sees to that.
-            if need.term.is_some() {
+            if need.whose != Whose::Engine {
                 *fetch.need.lock() = need;
             }
             return true;
@@ -123,7 +139,7 @@ impl Shared {
             let own = own.upgrade();
             node.fetching.0.lock().take_if(|fetch| own.as_ref().is_some_and(|own| Arc::ptr_eq(fetch, own)));
             node.core.poison.strike(stop);
-            let asked = own.as_ref().is_some_and(|own| own.need.lock().term.is_some());
+            let asked = own.as_ref().is_some_and(|own| matches!(own.need.lock().whose, Whose::Term(_)));
             if !asked {
                 // Whatever streams is none of its business.
                 node.lacking.failed(own.and_then(|fetch| fetch.failed.lock().take()));
@@ -386,7 +402,10 @@ impl Fetcher {
         if Some(staged.base().at.vlsn) < need.least {
             return Err(Failed::Useless("the master has no longer what follows on it".to_owned()));
         }
-        if need.term.is_none() {
+        if need.whose == Whose::Doubt && node.election.state().state().standing.counts() {
+            return Err(Failed::Useless("what was in doubt is settled".to_owned()));
+        }
+        if need.whose == Whose::Engine {
             // The log brings on what follows: it has to have come so far.
             let (at, life) = (staged.base().at, node.core.log.life());
             match life.written.wait(at.vlsn.get(), wait) {
@@ -414,9 +433,9 @@ impl Fetcher {
             Begun::Not(why) => return Err(Failed::Useless(why)),
         };
         log::info!(
-            "installing the snapshot at VLSN {}, needed in term {:?}",
+            "installing the snapshot at VLSN {}, needed by {:?}",
             staged.base().at.vlsn,
-            need.term
+            need.whose
         );
         let (answer, asked) = Answer::new();
         let (weak, base) = (Arc::downgrade(node), staged.base().clone());
@@ -426,8 +445,8 @@ impl Fetcher {
         });
         let weak = Arc::downgrade(node);
         let back_out = Box::new(move || weak.upgrade().map_or(Err(Stop::Done), |node| back_out(&node)));
-        let items = Box::new(staged);
-        node.core.apply.ask(Request::Install(Install { items, settle, back_out, asked }));
+        let (items, moves_log) = (Box::new(staged), part == LogPart::Replaced);
+        node.core.apply.ask(Request::Install(Install { items, moves_log, settle, back_out, asked }));
         self.stage = Stage::Installs(answer);
         Ok(Step::Worked)
     }
