@@ -391,7 +391,7 @@ impl Fetcher {
                 let at = line.end;
                 // It may not hear it: then it keeps the snapshot for a while in vain.
                 let _unsaid = self.send(node, &mut line, &Message::SnapshotAck(SnapshotAck { at }));
-                Stage::Whole(Box::new(staged))
+                Stage::Whole(staged)
             }
         };
         Ok(Step::Worked)

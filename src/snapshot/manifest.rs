@@ -158,7 +158,7 @@ pub enum Sealed {
     /// There is more to be read.
     Not(Box<Sealing>),
     /// Everything is as it should be, and the manifest is durable.
-    Whole(Staged),
+    Whole(Box<Staged>),
 }
 
 impl Sealing {
@@ -190,7 +190,7 @@ impl Sealing {
         let dir = &staged.dir;
         write_whole(&*staged.disk, dir, NAME, &seal(MAGIC, &body))?;
         staged.disk.sync_dir(dir).failed("sync", dir)?;
-        Ok(Sealed::Whole(staged))
+        Ok(Sealed::Whole(Box::new(staged)))
     }
 }
 

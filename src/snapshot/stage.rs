@@ -263,7 +263,7 @@ impl Staging {
         loop {
             match sealing.step()? {
                 Sealed::Not(more) => sealing = more,
-                Sealed::Whole(staged) => return Ok(staged),
+                Sealed::Whole(staged) => return Ok(*staged),
             }
         }
     }
