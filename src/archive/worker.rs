@@ -34,6 +34,8 @@ pub struct Said {
     status: Mutex<ArchiveStatus>,
     /// A gap that this mastership found. It stays, whatever else is told.
     gap: Mutex<Option<VlsnRange>>,
+    /// Why bases are not made, or old ones not removed. It stays, however well the log is archived.
+    bases: Mutex<Option<String>>,
     /// The first entry that is not archived.
     needs: Mutex<Option<Vlsn>>,
 }
@@ -42,6 +44,7 @@ impl Said {
     /// How it stands.
     pub fn status(&self) -> ArchiveStatus {
         let mut status = self.status.lock().clone();
+        status.failed = status.failed.or_else(|| self.bases.lock().clone());
         if let (None, Some(gap)) = (&status.failed, *self.gap.lock()) {
             status.failed = Some(format!(
                 "VLSN {gap} were removed from the log before they were archived: nothing can be restored to them"
@@ -55,17 +58,12 @@ impl Said {
         *self.needs.lock()
     }
 
-    pub(super) fn failed(&self, why: Option<String>) {
-        let mut status = self.status.lock();
-        let why = why.map(|mut why| {
-            let end = (0..=LONGEST_REASON.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
-            why.truncate(end.unwrap_or(0));
-            why
-        });
-        if let Some(why) = why.as_ref().filter(|_| status.failed != why) {
-            log::warn!("the archive does not get on: {why}");
-        }
-        status.failed = why;
+    fn failed(&self, why: Option<String>) {
+        tell(&mut self.status.lock().failed, why);
+    }
+
+    pub(super) fn bases_failed(&self, why: Option<String>) {
+        tell(&mut self.bases.lock(), why);
     }
 
     pub(super) fn base(&self, at: Vlsn) {
@@ -76,8 +74,22 @@ impl Said {
     fn forget(&self) {
         *self.status.lock() = ArchiveStatus::default();
         *self.gap.lock() = None;
+        *self.bases.lock() = None;
         *self.needs.lock() = None;
     }
+}
+
+/// Takes down why something does not get on, and logs it if it is new.
+fn tell(told: &mut Option<String>, why: Option<String>) {
+    let why = why.map(|mut why| {
+        let end = (0..=LONGEST_REASON.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
+        why.truncate(end.unwrap_or(0));
+        why
+    });
+    if let Some(why) = why.as_ref().filter(|_| *told != why) {
+        log::warn!("the archive does not get on: {why}");
+    }
+    *told = why;
 }
 
 /// Why the archive does not fit the log, or could not be read or written.
