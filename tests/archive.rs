@@ -830,7 +830,7 @@ fn what_cant_be_removed_keeps_nothing_else_and_no_base_loses_its_items_before_it
             Some(base) => {
                 assert!(left.iter().all(|name| name.starts_with(base)) && left.len() == 3, "{left:?}")
             }
-            None => assert_eq!(left, [stuck.clone()]),
+            None => assert_eq!(&left, std::slice::from_ref(stuck)),
         }
         // Whatever is left, what is kept is restored, and what is gone is refused by name.
         for target in 25..=30 {
@@ -874,6 +874,8 @@ impl Copies for Counted {
             quorate::base::Base { group: GROUP, at, members, slots: Default::default(), history: Vec::new() };
         Ok(Some(Copied { snapshot: Box::new(Fixed::at(28)), base, pin: self.log.pin("snapshot", v(28)) }))
     }
+
+    fn forget(&mut self) {}
 }
 
 #[test]
@@ -908,4 +910,39 @@ fn what_cant_be_removed_is_told_and_tried_again_and_no_base_is_made_for_it() {
     run(120);
     assert_eq!((given.load(Ordering::SeqCst), said.status().failed), (1, None));
     assert!(!stage.objects().contains(&stuck));
+}
+
+#[test]
+fn a_directory_that_is_emptied_or_exchanged_under_an_archive_is_made_again() {
+    let stage = Stage::filled();
+    let name = &stage.objects()[0];
+    let put = |bytes: &[u8]| stage.archive.put(name, &mut &*bytes).unwrap();
+    put(b"before");
+    std::fs::remove_dir_all(stage.root().join("log")).unwrap();
+    put(b"emptied");
+    std::fs::rename(stage.root(), stage.to("elsewhere")).unwrap();
+    put(b"moved away");
+    assert_eq!(std::fs::read(stage.root().join(name)).unwrap(), b"moved away");
+    // Also while something is written.
+    let emptied = std::cell::Cell::new(false);
+    let mut empties = Empties { root: stage.root().join("log"), emptied: &emptied, bytes: &b"bytes"[..] };
+    assert!(stage.archive.put(name, &mut empties).is_err() && emptied.get());
+    put(b"again");
+    assert_eq!(std::fs::read(stage.root().join(name)).unwrap(), b"again");
+}
+
+/// Bytes, and meanwhile the directory is gone.
+struct Empties<'a> {
+    root: PathBuf,
+    emptied: &'a std::cell::Cell<bool>,
+    bytes: &'a [u8],
+}
+
+impl Read for Empties<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if !self.emptied.replace(true) {
+            std::fs::remove_dir_all(&self.root)?;
+        }
+        self.bytes.read(into)
+    }
 }
