@@ -58,6 +58,9 @@ pub trait Copies: Send {
     /// # Errors
     /// Why there is none, for people.
     fn copy(&mut self, wait: Wait) -> Result<Option<Copied>, String>;
+
+    /// Nobody waits for the copy any more: what it would hold is let go.
+    fn forget(&mut self);
 }
 
 /// What makes bases works with this.
@@ -114,7 +117,7 @@ impl BaseMaker {
             base::write(archive, &mut *copied.snapshot, copied.base, term, time)?;
         }
         log::info!("the archive has a base at VLSN {at}");
-        parts.said.base(at);
+        parts.said.made(at);
         Ok(())
     }
 
@@ -170,6 +173,7 @@ impl Worker for BaseMaker {
         }
         let Some(term) = (self.parts.leads)() else {
             self.copying = false;
+            self.parts.copies.forget();
             return Ok(Step::Worked);
         };
         self.copying = true;
