@@ -24,8 +24,8 @@ const TIDY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Asks for bases. Those asked for while one is being made are one.
 pub struct Bases {
-    wanted: Watermark,
-    served: AtomicU64,
+    pub(super) wanted: Watermark,
+    pub(super) served: AtomicU64,
 }
 
 impl Default for Bases {

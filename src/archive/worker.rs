@@ -485,3 +485,156 @@ impl Worker for Archiver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::{Archive, DirArchive, Object, base};
+    use crate::base::Base;
+    use crate::clock::SystemClock;
+    use crate::disk::RealDisk;
+    use crate::engine::{EngineError, EngineSnapshot, Item};
+    use crate::entry::NewEntry;
+    use crate::log::LogConfig;
+    use crate::members::{Member, Members};
+
+    const GROUP: GroupId = GroupId::from_bits(7);
+    const TERM: Term = Term::new(3);
+
+    fn v(number: u64) -> Vlsn {
+        Vlsn::new(number).unwrap()
+    }
+
+    /// The state of an engine that has none.
+    struct Empty(Vlsn);
+
+    impl EngineSnapshot for Empty {
+        fn at(&self) -> Vlsn {
+            self.0
+        }
+        fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+            Ok(None)
+        }
+        fn read(&mut self, _into: &mut [u8]) -> Result<usize, EngineError> {
+            Ok(0)
+        }
+    }
+
+    /// Counts how often it is listed.
+    struct Listed {
+        to: DirArchive,
+        lists: AtomicU64,
+    }
+
+    impl Archive for Listed {
+        fn put(&self, name: &str, from: &mut dyn std::io::Read) -> Result<(), ArchiveError> {
+            self.to.put(name, from)
+        }
+        fn open(&self, name: &str) -> Result<Box<dyn std::io::Read + Send>, ArchiveError> {
+            self.to.open(name)
+        }
+        fn list(&self, prefix: &str) -> Result<Vec<Object>, ArchiveError> {
+            self.lists.fetch_add(1, Ordering::SeqCst);
+            self.to.list(prefix)
+        }
+        fn remove(&self, name: &str) -> Result<(), ArchiveError> {
+            self.to.remove(name)
+        }
+    }
+
+    /// An archive of the first ten entries, and a log that stands on VLSN 50.
+    struct Stage {
+        _dir: tempfile::TempDir,
+        log: Log,
+        archive: Arc<Listed>,
+        apply: Arc<ApplyState>,
+        said: Arc<Said>,
+        bases: Arc<Bases>,
+        told: Arc<Mutex<Vec<VlsnRange>>>,
+        archiver: Archiver,
+    }
+
+    impl Stage {
+        fn new() -> Stage {
+            let dir = tempfile::tempdir().unwrap();
+            let config = LogConfig::new(dir.path().join("log"), GROUP);
+            let (log, _) = Log::open(Arc::new(RealDisk), Arc::new(SystemClock), config).unwrap();
+            let to = DirArchive::new(Arc::new(RealDisk), dir.path().join("archive"), 1);
+            let archive = Arc::new(Listed { to, lists: AtomicU64::new(0) });
+            for _ in 0..10 {
+                log.append(TERM, &[NewEntry::data(b"entry")]).unwrap();
+            }
+            write_log(&*archive, &log, GROUP, None, v(10), u64::MAX).unwrap().unwrap();
+            log.reset(Position { vlsn: v(50), term: TERM, crc: 1 }).unwrap();
+            let (said, bases, told) = (Arc::default(), Arc::default(), Arc::<Mutex<Vec<_>>>::default());
+            let apply = Arc::new(ApplyState::new(Some(v(50)), None));
+            let listener = Arc::clone(&told);
+            let archiver = Archiver::new(Parts {
+                config: ArchiveConfig::new(Arc::<Listed>::clone(&archive)),
+                group: GROUP,
+                log: log.clone(),
+                apply: Arc::clone(&apply),
+                clock: Arc::new(SystemClock),
+                object_bytes: 1 << 20,
+                leads: Box::new(|| Some(TERM)),
+                on_gap: Box::new(move |missing| listener.lock().push(missing)),
+                said: Arc::clone(&said),
+                bases: Arc::clone(&bases),
+            });
+            Stage { _dir: dir, log, archive, apply, said, bases, told, archiver }
+        }
+
+        fn base(&self, at: u64) {
+            let members = Members::new(vec![Member::electable("a".parse().unwrap())]).unwrap();
+            let at = self.log.position_at(v(at)).unwrap();
+            let base = Base { group: GROUP, at, members, slots: Default::default(), history: Vec::new() };
+            base::write(&*self.archive, &mut Empty(at.vlsn), base, TERM, 1).unwrap();
+            self.said.made(at.vlsn);
+        }
+
+        fn run(&mut self) {
+            for _ in 0..50 {
+                self.archiver.step(Wait::Now).unwrap();
+            }
+        }
+
+        /// Whether a base is wanted that was not before.
+        fn wanted(&self) -> bool {
+            let wanted = self.bases.wanted.get();
+            self.bases.served.swap(wanted, Ordering::SeqCst) < wanted
+        }
+    }
+
+    #[test]
+    fn a_base_that_the_log_has_left_behind_is_not_waited_for_again() {
+        let mut stage = Stage::new();
+        stage.run();
+        assert!(stage.wanted() && *stage.told.lock() == [VlsnRange::new(v(11), v(50)).unwrap()]);
+        stage.run();
+        assert!(!stage.wanted());
+        stage.base(50);
+        stage.log.reset(Position { vlsn: v(80), term: TERM, crc: 1 }).unwrap();
+        stage.apply.committed.advance(80);
+        stage.run();
+        assert!(stage.wanted() && stage.said.needs() == Some(v(81)));
+        stage.base(80);
+        stage.run();
+        assert!(!stage.wanted() && matches!(stage.archiver.doing, Doing::Archiving(_)));
+    }
+
+    #[test]
+    fn a_base_beyond_what_is_known_to_be_committed_is_waited_for_without_looking() {
+        let mut stage = Stage::new();
+        for _ in 0..10 {
+            stage.log.append(TERM, &[NewEntry::data(b"entry")]).unwrap();
+        }
+        stage.base(55);
+        let before = stage.archive.lists.load(Ordering::SeqCst);
+        stage.run();
+        assert_eq!(stage.archive.lists.load(Ordering::SeqCst), before + 1);
+        assert!(!stage.wanted() && stage.told.lock().is_empty());
+        stage.apply.committed.advance(55);
+        stage.run();
+        assert_eq!((stage.said.needs(), stage.said.status().last), (Some(v(56)), Some(v(55))));
+    }
+}
