@@ -202,6 +202,7 @@ fn a_restore_takes_exactly_the_entries_up_to_its_target() {
             "{target}"
         );
         assert_eq!((restored.from, restored.term), (GROUP, t(6)));
+        assert_eq!(restored.time, expected * 1_000_000);
         assert_ne!(restored.group, GROUP);
         let log = restored_log(&stage.to(&name), restored.group);
         let found = entries(&log);
@@ -310,8 +311,14 @@ fn a_missing_object_is_a_gap_and_named_and_what_lies_before_it_is_restored() {
     assert!(stage.findings().iter().any(|finding| finding.contains("11..=20")), "{:?}", stage.findings());
     assert_eq!(stage.restore("r", Until::Vlsn(v(10))).unwrap().target.vlsn, v(10));
     std::fs::remove_file(stage.root().join(&stage.objects()[0])).unwrap();
-    let refused = stage.restore("s", Until::End);
-    assert!(matches!(refused, Err(RestoreError::Plan(PlanError::TooEarly { .. }))), "{refused:?}");
+    // Then there is nothing that a restore could begin with, however far it is to go.
+    for target in [Until::End, Until::Vlsn(v(5)), Until::Vlsn(v(25)), Until::Time(1), Until::Term(t(5))] {
+        let refused = stage.restore("s", target);
+        let Err(RestoreError::Plan(PlanError::NoBeginning { missing })) = refused else {
+            panic!("{target}: {refused:?}")
+        };
+        assert_eq!((missing.first(), missing.last()), (v(1), v(20)));
+    }
 }
 
 #[test]
@@ -500,6 +507,7 @@ fn a_restore_begins_with_the_latest_base_before_its_target() {
         let (name, base) = (format!("r{target}"), base.map(v));
         let restored = stage.restore(&name, Until::Vlsn(v(target))).unwrap();
         assert_eq!((restored.target.vlsn, restored.base), (v(target), base));
+        assert_eq!(restored.time, target * 1_000_000);
         let engine = Recorder::default();
         let (book, installed) = (Arc::clone(&engine.book), Arc::clone(&engine.installed));
         let config = NodeConfig::new(node_config(&stage.to(&name), restored.group));
@@ -945,4 +953,66 @@ impl Read for Empties<'_> {
         }
         self.bytes.read(into)
     }
+}
+
+#[test]
+fn what_unfinished_bases_left_goes_when_a_newer_one_is_there_and_what_may_be_under_way_stays() {
+    let stage = Stage::with_bases();
+    let before = stage.objects();
+    let put = |name: String| {
+        let path = stage.root().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, b"part").unwrap();
+        path
+    };
+    let whole = |at: u64, term: u32| put(base::item_name(v(at), t(term), 0));
+    let half = |at: u64, term: u32| {
+        put(format!("{}.00000.item.00000000000000ff-0.new", base::prefix(v(at), t(term))))
+    };
+    // Before the newest base, which stands at 25 in term 5.
+    let dead = [whole(20, 4), whole(24, 5), half(13, 4), half(24, 5), half(25, 4), half(12, 4)];
+    // Behind it, or of a later term; and no part of a base.
+    let alive =
+        [whole(27, 5), half(27, 5), whole(14, 6), half(15, 6), put("log/.1-2.00000000000000ff-0.new".into())];
+    // As many bases as there may be.
+    retain(&stage.archive, 5).unwrap();
+    assert_eq!(dead.iter().filter(|path| path.exists()).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+    assert_eq!(alive.iter().filter(|path| !path.exists()).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+    assert!(before.iter().all(|name| stage.objects().contains(name)));
+}
+
+/// A state during whose copying another node removes what was written.
+struct Swept<'a>(Fixed, &'a DirArchive);
+
+impl EngineSnapshot for Swept<'_> {
+    fn at(&self) -> Vlsn {
+        self.0.at
+    }
+
+    fn next_item(&mut self) -> Result<Option<Item>, EngineError> {
+        if self.0.next == 1 {
+            retain(self.1, 5)?;
+        }
+        self.0.next_item()
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, EngineError> {
+        self.0.read(into)
+    }
+}
+
+#[test]
+fn a_base_that_another_node_removes_while_it_is_written_does_not_become_whole() {
+    let stage = Stage::with_bases();
+    let before = stage.objects();
+    let at = stage.log.position_at(v(20)).unwrap();
+    let members = Members::new(vec![quorate::Member::electable(id("a"))]).unwrap();
+    let base =
+        quorate::base::Base { group: GROUP, at, members, slots: Default::default(), history: Vec::new() };
+    // A master of term 4, and a base of term 5 is there.
+    let mut swept = Swept(Fixed::at(20), &stage.archive);
+    let refused = base::write(&stage.archive, &mut swept, base, t(4), 20).unwrap_err();
+    assert!(matches!(refused, base::MakeError::Removed(at) if at == v(20)), "{refused}");
+    retain(&stage.archive, 5).unwrap();
+    assert_eq!((stage.objects(), stage.findings()), (before, Vec::new()));
 }

@@ -65,6 +65,9 @@ pub enum MakeError {
     /// It has items that a snapshot may not have.
     #[error("the engine's snapshot has an item that is called {0:?}, or too many of them")]
     Item(String),
+    /// Another node, which leads now, took it for one that nobody goes on with.
+    #[error("parts of the base at VLSN {0} were removed while it was written: another node leads")]
+    Removed(Vlsn),
     /// The archive refused.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -204,6 +207,16 @@ pub fn write(
     }
     let manifest = Manifest { time, base, items };
     archive.put(&manifest_name(at, term), &mut &manifest.encode()[..])?;
+    // Whoever removes what is unfinished removes the manifest also when the items are gone: so one of the two sees the other.
+    let there = archive.list(&prefix(at, term))?;
+    let kept = |(number, item): (usize, &StagedItem)| {
+        let name = item_name(at, term, number as u32);
+        there.binary_search_by(|object| object.name.cmp(&name)).is_ok_and(|at| there[at].len == item.len)
+    };
+    if !manifest.items.iter().enumerate().all(kept) {
+        archive.remove(&manifest_name(at, term))?;
+        return Err(MakeError::Removed(at));
+    }
     Ok(manifest)
 }
 

@@ -195,22 +195,29 @@ impl Worker for BaseMaker {
     }
 }
 
-/// Removes the bases beyond the newest `keep`, what unfinished ones left before them, and the log objects wholly before the
-/// oldest that is kept, if there are as many. The oldest goes first, so that what is left is at every moment what a restore
-/// can still reach, and of a base the manifest: one that is half removed counts for nothing. What can't be removed does not
-/// keep the rest.
+/// Removes the bases beyond the newest `keep`, and the log objects wholly before the oldest that is kept, if there are as many;
+/// and what unfinished bases before the newest left. The oldest goes first, so that what is left is at every moment what a
+/// restore can still reach, and of a base the manifest: one that is half removed counts for nothing. What can't be removed
+/// does not keep the rest.
 ///
 /// # Errors
 /// The first [`ArchiveError`]; what is left is removed the next time.
 pub fn retain(archive: &dyn Archive, keep: usize) -> Result<(), ArchiveError> {
     let catalog = Catalog::read(archive)?;
-    let kept: Vec<&BaseObjects> = catalog.whole_bases().rev().take(keep.max(1)).collect();
-    // While there are fewer, what lies before them is kept with them.
-    let Some(oldest) = kept.get(keep.max(1) - 1).map(|base| base.at) else { return Ok(()) };
+    let Some(newest) = catalog.whole_bases().next_back() else { return Ok(()) };
+    // A master makes one base after the other. One of an earlier term may still be at it, if it does not know that it leads
+    // no more: it finds that its base is gone. What a later term has begun is let be.
+    let dead = |(at, term)| term <= newest.term && (at, term) < (newest.at, newest.term);
+    // While there are fewer bases, what lies before them is kept with them.
+    let oldest = catalog.whole_bases().rev().nth(keep.max(1) - 1).map(|base| base.at);
+    let goes = |base: &&BaseObjects| match base.whole {
+        true => Some(base.at) < oldest,
+        false => dead((base.at, base.term)),
+    };
     let mut failed = None;
     let mut remove = |name: &str| archive.remove(name).map_err(|error| failed.get_or_insert(error).clone());
-    let mut logs = catalog.logs.iter().filter(|log| log.range.last() <= oldest).peekable();
-    for base in catalog.bases.iter().filter(|base| base.at < oldest || (base.at == oldest && !base.whole)) {
+    let mut logs = catalog.logs.iter().filter(|log| Some(log.range.last()) <= oldest).peekable();
+    for base in catalog.bases.iter().filter(goes) {
         while let Some(log) = logs.next_if(|log| log.range.last() <= base.at) {
             let _told_below = remove(&log.name);
         }
@@ -221,11 +228,16 @@ pub fn retain(archive: &dyn Archive, keep: usize) -> Result<(), ArchiveError> {
                 let _told_below = remove(name);
             }
         }
+        if !base.whole {
+            // Whoever was still at it may have put it meanwhile.
+            let _told_below = remove(&manifest);
+        }
     }
     for log in logs {
         let _told_below = remove(&log.name);
     }
-    failed.map_or(Ok(()), Err)
+    let swept = archive.sweep(&|name| base::in_name(name).is_some_and(dead));
+    failed.map_or(swept, Err)
 }
 
 impl Manifest {

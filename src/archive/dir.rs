@@ -52,7 +52,7 @@ impl DirArchive {
             }
         }
         for name in self.disk.list(dir)? {
-            if name.starts_with('.') && name.ends_with(UNFINISHED) {
+            if unfinished(&name).is_some() {
                 ignore_missing(self.disk.remove(&dir.join(name)))?;
             }
         }
@@ -106,6 +106,21 @@ impl DirArchive {
         self.disk.rename(temporary, path).map_err(ArchiveError::io("rename", name))?;
         let dir = path.parent().unwrap_or(&self.root);
         self.disk.sync_dir(dir).map_err(ArchiveError::io("sync the directory of", name))
+    }
+
+    fn sweep_in(&self, dir: &Path, under: &str, dead: &dyn Fn(&str) -> bool) -> Result<(), ArchiveError> {
+        for entry in self.disk.list(dir).map_err(ArchiveError::io("list", under))? {
+            let name = format!("{under}{entry}");
+            let path = dir.join(&entry);
+            if let Some(object) = unfinished(&entry) {
+                if dead(&format!("{under}{object}")) {
+                    ignore_missing(self.disk.remove(&path)).map_err(ArchiveError::io("remove", &name))?;
+                }
+            } else if is_object_name(&name) && self.disk.list(&path).is_ok() {
+                self.sweep_in(&path, &format!("{name}/"), dead)?;
+            }
+        }
+        Ok(())
     }
 
     fn collect(
@@ -189,6 +204,19 @@ impl Archive for DirArchive {
         let path = self.path(name)?;
         ignore_missing(self.disk.remove(&path)).map_err(ArchiveError::io("remove", name))
     }
+
+    fn sweep(&self, dead: &dyn Fn(&str) -> bool) -> Result<(), ArchiveError> {
+        match self.sweep_in(&self.root, "", dead) {
+            // Nothing was put yet.
+            Err(error) if error.is_missing() => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// The name, within its directory, of the object of which this file is an unfinished put.
+fn unfinished(file: &str) -> Option<&str> {
+    Some(file.strip_prefix('.')?.strip_suffix(UNFINISHED)?.rsplit_once('.')?.0)
 }
 
 /// A file, read from its beginning.

@@ -65,6 +65,15 @@ pub trait Archive: Send + Sync {
     /// # Errors
     /// [`ArchiveError`].
     fn remove(&self, name: &str) -> Result<(), ArchiveError>;
+
+    /// Removes what puts that never ended have left of the objects whose names `dead` picks; a put of one that is still
+    /// under way fails. An archive that itself forgets such puts has nothing to do.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    fn sweep(&self, _dead: &dyn Fn(&str) -> bool) -> Result<(), ArchiveError> {
+        Ok(())
+    }
 }
 
 /// An object, as a list shows it.

@@ -78,6 +78,8 @@ pub struct Restored {
     pub base: Option<Vlsn>,
     /// The last entry taken from the archive.
     pub target: Position,
+    /// Its timestamp, in microseconds since the epoch; if the base stands there, it may be a later one.
+    pub time: u64,
     /// The last entry of the new log: three of its own follow the target.
     pub last: Vlsn,
     /// Where the archive ends.
@@ -187,7 +189,7 @@ pub fn restore(
     let alone = Members::new(vec![own]);
     let members = alone.unwrap_or_else(|_| unreachable!("one electable member is a list"));
     let staged = work.stage(&members)?;
-    let (target, last) = work.write_log(term, &members)?;
+    let (target, time, last) = work.write_log(term, &members)?;
     if let Some(intent) = staged {
         intent.store(&**disk, &dir.join("log"))?;
     }
@@ -199,7 +201,7 @@ pub fn restore(
         State::new(group, options.node.clone(), runtime.random(), Standing::Full { since: Term::NONE });
     StateFile::create(&**disk, &dir.join("state"), state.in_term(term))?;
     let base = plan.base.as_ref().map(|base| base.at);
-    Ok(Restored { from: plan.group, group, term, base, target, last, end: plan.end })
+    Ok(Restored { from: plan.group, group, term, base, target, time, last, end: plan.end })
 }
 
 /// The directory is empty, or not there.
@@ -273,9 +275,9 @@ impl Work<'_> {
         Ok(Some(Intent { digest: staged.digest(), at: manifest.at().vlsn, log: LogPart::Kept }))
     }
 
-    /// Writes the new log: the archived entries, and those that make it the new group's. Returns the last archived entry, and
-    /// the last of all.
-    fn write_log(&mut self, term: Term, members: &Members) -> Result<(Position, Vlsn), RestoreError> {
+    /// Writes the new log: the archived entries, and those that make it the new group's. Returns the last archived entry, its
+    /// time, and the last of all.
+    fn write_log(&mut self, term: Term, members: &Members) -> Result<(Position, u64, Vlsn), RestoreError> {
         let config = LogConfig {
             segment_bytes: self.options.segment_bytes,
             ..LogConfig::new(self.dir.join("log"), self.group)
@@ -299,15 +301,17 @@ impl Work<'_> {
         base: Option<Position>,
         term: Term,
         members: &Members,
-    ) -> Result<(Position, Vlsn), RestoreError> {
+    ) -> Result<(Position, u64, Vlsn), RestoreError> {
         let (archive, plan) = (self.archive, self.plan);
         let mut thread = Thread { group: Some(plan.group), last: base };
         let mut unflushed = 0;
+        let mut time = plan.head.as_ref().map_or(0, |head| head.time);
         for name in &plan.chain {
             let mut reader = LogReader::open(archive, name)?;
             thread.admits(&reader)?;
             walk(&mut reader, &mut thread, Some(plan.target), &mut |run, summary| {
                 log.append_run(run, summary)?;
+                time = summary.timestamp;
                 unflushed += run.len() as u64;
                 if unflushed >= FLUSH_EVERY {
                     flush(log, summary.last.vlsn)?;
@@ -336,7 +340,7 @@ impl Work<'_> {
         flush(log, last)?;
         // The new group is this node alone.
         log.note_committed(last);
-        Ok((target, last))
+        Ok((target, time, last))
     }
 }
 

@@ -78,6 +78,14 @@ pub enum PlanError {
         /// The first place to which it can restore.
         oldest: Vlsn,
     },
+    /// Nothing at all can be restored.
+    #[error(
+        "nothing can be restored: VLSN {missing} are missing in the archive, and it has no base from which the log behind them could go on"
+    )]
+    NoBeginning {
+        /// What is missing.
+        missing: VlsnRange,
+    },
     /// The target lies behind what was archived.
     #[error("{until} was not archived: the archive ends at VLSN {end}, in term {term}")]
     TooLate {
@@ -208,14 +216,16 @@ fn missing(catalog: &Catalog, until: Until, reached: Option<Vlsn>, target: Vlsn)
     let next = Vlsn::after(reached);
     let behind = catalog.logs.iter().map(|log| log.range.first()).filter(|first| *first > next).min();
     let first_base = catalog.whole_bases().next().map(|base| base.at);
-    if reached.is_none() && first_base.is_none_or(|base| base > target) {
-        let oldest = first_base.or(behind).unwrap_or(next);
+    if let Some(oldest) = first_base.filter(|base| reached.is_none() && *base > target) {
         return PlanError::TooEarly { until, oldest };
     }
     let last = behind.and_then(Vlsn::previous).unwrap_or(target).max(next);
     let missing =
         VlsnRange::new(next, last).unwrap_or_else(|| unreachable!("the end is not below the beginning"));
-    PlanError::Gap { until, missing }
+    match reached {
+        None if first_base.is_none() => PlanError::NoBeginning { missing },
+        _ => PlanError::Gap { until, missing },
+    }
 }
 
 /// The entry before the first one that lies beyond a time or a term.

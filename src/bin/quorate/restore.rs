@@ -113,7 +113,10 @@ pub fn restore_to(archive: &DirArchive, dir: &Path, options: &RestoreOptions) ->
     };
     let restored = restore(archive, &disk, &ThreadRuntime, dir, options, &mut progress);
     bar.finish_and_clear();
-    Ok(restored?)
+    restored.map_err(|error| match options.until {
+        Until::Time(time) => error.to_string().replace(&options.until.to_string(), &in_words(time)).into(),
+        _ => error.into(),
+    })
 }
 
 /// Runs the command.
@@ -122,19 +125,32 @@ pub fn restore_to(archive: &DirArchive, dir: &Path, options: &RestoreOptions) ->
 /// If nothing was restored.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let archive = archive_at(&args.from)?;
+    let start = match args.base {
+        Some(base) => Start::Base(Vlsn::new(base).ok_or("--base: the first entry has VLSN 1")?),
+        None => Start::Latest,
+    };
     let options = RestoreOptions {
         address: args.address.clone(),
         until: args.until.until()?,
-        start: args.base.and_then(Vlsn::new).map_or(Start::Latest, Start::Base),
+        start,
         group: args.group,
         ..RestoreOptions::new(args.node.clone())
     };
     let restored = restore_to(&archive, &args.to, &options)?;
-    let Restored { from, group, term, base, target, last, end } = &restored;
+    let Restored { from, group, term, base, target, time, last, end } = &restored;
+    if let Until::Time(until) = options.until
+        && target.vlsn == *end
+        && until > *time
+    {
+        let (until, time) = (in_words(until), in_words(*time));
+        eprintln!(
+            "quorate: the archive ends at {time}: what was written from then until {until} is not in it"
+        );
+    }
     if args.json {
         let line = serde_json::json!({
             "from": from.to_string(), "group": group.to_string(), "node": args.node.as_str(), "term": term.get(),
-            "base": base.map(Vlsn::get), "target": target.vlsn.get(), "last": last.get(), "archive_end": end.get(),
+            "base": base.map(Vlsn::get), "target": target.vlsn.get(), "time": time, "last": last.get(), "archive_end": end.get(),
         });
         writeln!(out, "{line}")?;
         return Ok(Verdict::Good);
@@ -142,8 +158,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let base = base.map_or_else(|| "the first entry".to_owned(), |base| format!("the base at VLSN {base}"));
     writeln!(
         out,
-        "group {from} restored up to VLSN {} (the archive ends at {end}), from {base} on",
-        target.vlsn
+        "group {from} restored up to VLSN {}, written at {} (the archive ends at VLSN {end}), from {base} on",
+        target.vlsn,
+        in_words(*time)
     )?;
     writeln!(
         out,
