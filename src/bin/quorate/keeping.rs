@@ -113,6 +113,10 @@ impl Report {
         if let Some(at) = at {
             lines.push(format!("scrubs its log, and has come to VLSN {at}"));
         }
+        if let Some(Archive { last: Some(last), base, .. }) = &self.archive {
+            let base = base.map_or_else(|| "no base yet".to_owned(), |base| format!("a base at VLSN {base}"));
+            lines.push(format!("has archived its log up to VLSN {last}, with {base}"));
+        }
         if let Some(why) = self.archive.as_ref().and_then(|archive| archive.failed.as_ref()) {
             lines.push(format!("can't archive: {why}"));
         }
@@ -139,7 +143,11 @@ mod tests {
             giving: vec![transfer("n3", None)],
             scrub: ScrubStatus { at: Some(v(50)), found: 2, healed: 1, ..ScrubStatus::default() },
             damaged: VlsnRange::new(v(7), v(9)),
-            archive: Some(ArchiveStatus { failed: Some("full".into()), ..ArchiveStatus::default() }),
+            archive: Some(ArchiveStatus {
+                last: Some(v(80)),
+                base: Some(v(60)),
+                failed: Some("full".into()),
+            }),
             engine: Some(EngineDigest { at: v(66), state: EngineState::Digest(0xabc) }),
             ..Keeping::default()
         };
@@ -152,9 +160,21 @@ mod tests {
                 "has damaged entries, VLSN 7 to 9, that are not healed yet",
                 "found 2 damaged places since it opened, and healed 1",
                 "scrubs its log, and has come to VLSN 50",
+                "has archived its log up to VLSN 80, with a base at VLSN 60",
                 "can't archive: full",
                 "digested its engine at VLSN 66: 00000000000000000000000000000abc",
             ]
         );
+    }
+
+    #[test]
+    fn an_archive_that_gets_on_is_told_where_it_is_written_and_nowhere_else() {
+        let lines = |last, base| {
+            let archive = ArchiveStatus { last, base, failed: None };
+            Report::of(&Keeping { archive: Some(archive), ..Keeping::default() }).lines()
+        };
+        assert_eq!(lines(Vlsn::new(9), None), ["has archived its log up to VLSN 9, with no base yet"]);
+        // A node that does not lead knows nothing of it.
+        assert_eq!(lines(None, None), Vec::<String>::new());
     }
 }
