@@ -364,6 +364,23 @@ fn an_archive_is_listed_verified_drilled_and_restored_and_damage_has_exit_code_1
     for wrong in [&["--until-vlsn", "1", "--until-term", "1"][..], &["--until-time", "noon"]] {
         assert_eq!(quorate(&[&arguments[..], wrong].concat()).status.code(), Some(2), "{wrong:?}");
     }
+    assert!(line["time"].as_u64() > Some(1_577_836_800_000_000), "{line}");
+    // A time behind everything is told to be, and one before it in words.
+    let times = [
+        ("2100-01-01T00:00:00Z", Some(0), "the archive ends at 2"),
+        ("2020-01-01T00:00:00Z", Some(1), "2020-01-01T00:00:00.000000Z lies before"),
+    ];
+    for (time, code, says) in times {
+        let to = dir.path().join(&time[..4]);
+        let restored =
+            quorate(&["restore", "--from", path(&archive), "--to", path(&to), "--until-time", time]);
+        let (out, error) = (text(&restored.stdout), text(&restored.stderr));
+        assert!(restored.status.code() == code && error.contains(says), "{out}{error}");
+        assert_eq!(code == Some(0), out.contains("restored up to VLSN 40, written at 2"), "{out}");
+    }
+    let refused =
+        quorate(&[&arguments[..3], &["--to", path(&dir.path().join("none")), "--base", "0"]].concat());
+    assert!(refused.status.code() == Some(1) && text(&refused.stderr).contains("--base"), "{refused:?}");
     let object = archive.join("log/00000000000000000021-00000000000000000040");
     let mut bytes = fs::read(&object).unwrap();
     bytes[300] ^= 1;
@@ -373,5 +390,9 @@ fn an_archive_is_listed_verified_drilled_and_restored_and_damage_has_exit_code_1
     assert!(text(&verify.stdout).contains("log/00000000000000000021-"), "{}", text(&verify.stdout));
     let refused = quorate(&["archive", "drill", "--from", path(&archive)]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
-    assert_eq!(quorate(&["archive", "list", path(&dir.path().join("nowhere"))]).status.code(), Some(1));
+    for (place, says) in [("nowhere", "there is no directory"), ("log", "there is no archive there")] {
+        let refused = quorate(&["archive", "list", path(&dir.path().join(place))]);
+        assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(1), ""));
+        assert!(text(&refused.stderr).contains(says), "{refused:?}");
+    }
 }

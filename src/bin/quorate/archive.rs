@@ -65,6 +65,9 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<Verdict, Failure> {
 
 fn list(archive: &DirArchive, json: bool, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let catalog = Catalog::read(archive)?;
+    if catalog.logs.is_empty() && catalog.bases.is_empty() {
+        return Err("there is no archive there: neither a log object nor a base was found".into());
+    }
     let mut verdict = Verdict::Good;
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
