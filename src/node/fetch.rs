@@ -432,11 +432,7 @@ impl Fetcher {
             Begun::Install(part) => part,
             Begun::Not(why) => return Err(Failed::Useless(why)),
         };
-        log::info!(
-            "installing the snapshot at VLSN {}, needed by {:?}",
-            staged.base().at.vlsn,
-            need.whose
-        );
+        log::info!("installing the snapshot at VLSN {}, needed by {:?}", staged.base().at.vlsn, need.whose);
         let (answer, asked) = Answer::new();
         let (weak, base) = (Arc::downgrade(node), staged.base().clone());
         let settle = Box::new(move || match weak.upgrade() {

@@ -103,12 +103,11 @@ mod tests {
     #[test]
     fn only_members_with_more_are_asked_for_a_snapshot() {
         let id = |name: &str| NodeId::new(name).unwrap();
-        let member = |name: &str| Member {
-            address: Some(Address::Local(name.into())),
-            ..Member::electable(id(name))
-        };
+        let member =
+            |name: &str| Member { address: Some(Address::Local(name.into())), ..Member::electable(id(name)) };
         let arbiter = Member { role: Role::Arbiter, ..member("e") };
-        let members = Members::new(vec![member("a"), member("b"), member("c"), member("d"), arbiter]).unwrap();
+        let members =
+            Members::new(vec![member("a"), member("b"), member("c"), member("d"), arbiter]).unwrap();
         let full = Standing::Full { since: Term::NONE };
         let answers = [
             ("b", full, at(90, 1)),
