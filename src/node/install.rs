@@ -17,7 +17,7 @@ use crate::node::group::Shared;
 use crate::node::lacking::forget_mark;
 use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
-use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
+use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, Staging, discard};
 use crate::worker::Stop;
 
 /// The name of the base's file in the node's directory.
@@ -265,6 +265,21 @@ fn set_aside(disk: &dyn Disk, dir: &Path) -> Result<(), InstallError> {
     Ok(disk.sync_dir(dir).failed("sync", dir)?)
 }
 
+/// A crash may have come between the end of an install and the removal of what was staged, or amid that. Only what a fetch
+/// can go on with is left.
+fn clear_staged(host: &Host, dir: &Path, staging: &Path) -> Result<(), InstallError> {
+    let disk = &*host.disk;
+    let goes_on = match Staged::open(Arc::clone(&host.disk), staging) {
+        Ok(staged) => Some(staged.base().at.vlsn) > load_base(disk, dir)?.map(|base| base.at.vlsn),
+        // `begin` goes first of what is removed.
+        Err(_not_whole) => !matches!(Staging::resume(Arc::clone(&host.disk), staging), Ok(None)),
+    };
+    if !goes_on {
+        discard(disk, staging)?;
+    }
+    Ok(())
+}
+
 /// At open: finishes an install that had begun, before anything else looks at the engine or the log.
 pub(super) fn finish_install(
     host: &Host,
@@ -276,13 +291,7 @@ pub(super) fn finish_install(
     let mut finish = || -> Result<(), InstallError> {
         let staging = dir.join(STAGING);
         let Some(intent) = Intent::load(disk, &config.dir)? else {
-            // A crash may have come between the end of an install and the removal of what was staged.
-            let staged =
-                Staged::open(Arc::clone(&host.disk), &staging).ok().map(|staged| staged.base().at.vlsn);
-            let stands_on = load_base(disk, dir)?.map(|base| base.at.vlsn);
-            if staged.is_some() && staged <= stands_on {
-                discard(disk, &staging)?;
-            }
+            clear_staged(host, dir, &staging)?;
             return Ok(());
         };
         let mut staged = Staged::open(Arc::clone(&host.disk), &staging)?;
@@ -306,3 +315,6 @@ pub(super) fn finish_install(
     };
     finish().map_err(NodeError::Install)
 }
+
+#[cfg(test)]
+mod tests;
