@@ -946,6 +946,38 @@ fn a_node_whose_store_is_gone_or_old_takes_a_snapshot_and_keeps_its_log() {
 }
 
 #[test]
+fn a_node_whose_store_is_gone_votes_for_one_who_has_more_and_then_gets_its_snapshot() {
+    for pruned in [false, true] {
+        let mut group = Group::of(3, 100_000, |_, _| ());
+        group.write(320);
+        group.prune();
+        let (master, at) = (group.master_at(), group.down(false));
+        group.write(if pruned { 320 } else { 5 });
+        if pruned {
+            let last = group.places[at].shelf.last();
+            until("what it lacks to be pruned", || {
+                group.up().for_each(|node| _ = node.prune(v(u64::MAX >> 1)).unwrap());
+                group.up().all(|node| node.log().oldest() > last)
+            });
+        }
+        let other = 3 - master - at;
+        group.places.iter_mut().for_each(|place| place.node = None);
+        group.places[at].shelf = Arc::default();
+        for at in [other, at] {
+            // The snapshot is there before anybody leads.
+            group.places[at].config.election_timeout = Duration::from_secs(2);
+            group.places[at].open();
+        }
+        // The other has all that was committed: it leads, and what the snapshot is behind comes from its log.
+        group.installed(at);
+        let token = group.write(5);
+        let node = group.places[at].node();
+        assert!(node.wait_for(&token, patience()).unwrap(), "pruned {pruned}: {:?}", node.last_error());
+        assert!(group.places[other].node().leads().is_some());
+    }
+}
+
+#[test]
 fn a_log_that_stands_on_a_snapshot_and_lost_the_store_takes_another() {
     let mut group = Group::of(3, 10, |_, _| ());
     group.write(20);
