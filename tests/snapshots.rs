@@ -790,6 +790,7 @@ fn a_provider_that_is_behind_refuses() {
     let group = Group::of(2, 10, |_, _| ());
     let last = group.write(5).vlsn;
     let master = group.places[group.master_at()].node();
+    until("the engine to have what is committed", || master.positions().applied >= Some(last));
     let (_gone, answer) = ask(master, "n1", Vlsn::new(last.get() + 1000), None);
     assert!(matches!(&answer, Message::Reject(it) if it.reason == RejectReason::NoSnapshot), "{answer:?}");
     let (_gone, answer) = ask(master, "n1", Some(last), None);
