@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::apply::desk::{Answer, Install, NoSnapshot, Request, Snapshot};
+use crate::apply::desk::{Answer, Install, NoSnapshot, Request, Snapshot, WhileOpen};
 use crate::clock::{Clock, Deadline, Wait};
 use crate::engine::{Engine, EngineError, EngineSnapshot};
 use crate::entry::EntryKind;
@@ -328,7 +328,7 @@ impl Apply {
     }
 
     fn install(&mut self, install: Install) -> Result<(), Stop> {
-        let Install { mut items, settle, back_out, asked } = install;
+        let Install { items, settle, back_out, asked } = install;
         let at = items.at();
         if self.state.applied.get() >= at.get() {
             // It was applied to while the intent was made durable. Setting it back would leave a hole.
@@ -336,9 +336,12 @@ impl Apply {
             asked.give(());
             return Ok(());
         }
-        self.engine
-            .install(&mut *items)
-            .map_err(|source| Stop::failed(ApplyError::Install { at, source }))?;
+        let mut while_open = WhileOpen { items: &*items, closing: &self.state.closing };
+        if let Err(source) = self.engine.install(&mut while_open) {
+            // The intent is durable: opening the node again installs it anew.
+            let closes = self.state.closing.load(Ordering::SeqCst);
+            return Err(if closes { Stop::Done } else { Stop::failed(ApplyError::Install { at, source }) });
+        }
         let applied = self.engine.applied();
         let applied = applied.map_err(|source| Stop::failed(ApplyError::Install { at, source }))?;
         if applied != Some(at) {
@@ -492,5 +495,65 @@ mod tests {
             assert_eq!((done, installs.load(Ordering::SeqCst)), ((taken, !taken), usize::from(taken)));
             assert_eq!(state.applied.get(), if taken { at } else { 8 });
         }
+    }
+
+    /// An engine during whose install the node closes.
+    struct Surprised(Arc<ApplyState>);
+
+    impl Engine for Surprised {
+        fn applied(&mut self) -> Result<Option<Vlsn>, EngineError> {
+            Ok(None)
+        }
+        fn apply(&mut self, _entries: Entries<'_>) -> Result<(), EngineError> {
+            Ok(())
+        }
+        fn checkpoint(&mut self) -> Result<Option<Vlsn>, EngineError> {
+            panic!("it is half installed")
+        }
+        fn install(&mut self, items: &mut dyn Items) -> Result<(), EngineError> {
+            let mut bytes = items.open(0)?;
+            bytes.read_exact(&mut [0; 100])?;
+            self.0.close();
+            assert!(items.open(0).is_err());
+            std::io::copy(&mut bytes, &mut std::io::sink())?;
+            Ok(())
+        }
+    }
+
+    /// One item that has no end.
+    struct Endless;
+
+    impl Items for Endless {
+        fn at(&self) -> Vlsn {
+            Vlsn::new(9).unwrap()
+        }
+        fn list(&self) -> &[Item] {
+            &[]
+        }
+        fn open(&self, _at: usize) -> std::io::Result<Box<dyn Read + '_>> {
+            Ok(Box::new(std::io::repeat(7)))
+        }
+    }
+
+    #[test]
+    fn an_engine_that_reads_a_snapshot_when_the_node_closes_is_stopped_and_nothing_is_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path(), GroupId::from_bits(1));
+        let clock = Arc::new(SystemClock);
+        let (log, _) = Log::open(Arc::new(RealDisk), clock.clone(), config).unwrap();
+        let state = Arc::new(ApplyState::new(None, None));
+        let engine = Box::new(Surprised(Arc::clone(&state)));
+        let mut apply = Apply::new(log, engine, Arc::clone(&state), clock, Duration::from_secs(3600));
+        let (answer, asked) = Answer::new();
+        let not = |what: &'static str| move || -> Result<(), Stop> { panic!("{what}") };
+        state.ask(Request::Install(Install {
+            items: Box::new(Endless),
+            settle: Box::new(not("it is settled")),
+            back_out: Box::new(not("it is backed out of")),
+            asked,
+        }));
+        let stop = apply.step(Wait::Now);
+        assert!(matches!(stop, Err(Stop::Done)), "{stop:?}");
+        assert!(answer.take(Wait::Now).is_err());
     }
 }

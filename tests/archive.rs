@@ -2,8 +2,10 @@
 #![cfg(feature = "sim")]
 
 mod common;
+#[path = "common/stopping.rs"]
+mod stopping;
 
-use std::io::{self, IoSlice, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +22,7 @@ use quorate::archive::{
     Archive, DirArchive, RestoreOptions, Restored, Start, Until, base, is_object_name, restore,
 };
 use quorate::clock::{Clock, Deadline, SystemClock};
-use quorate::disk::{Disk, DiskFile, RealDisk};
+use quorate::disk::{Disk, RealDisk};
 use quorate::entry::EntryRef;
 use quorate::log::{LogConfig, LogScanner};
 use quorate::runtime::ThreadRuntime;
@@ -30,6 +32,7 @@ use quorate::{
     Config, Engine, EngineError, EngineSnapshot, Entries, EntryKind, GroupId, Host, Item, Items, Log,
     Members, NewEntry, Node, NodeConfig, NodeError, Position, Vlsn,
 };
+use stopping::Stopping;
 
 /// A clock whose wall time the test sets.
 #[derive(Default)]
@@ -654,91 +657,10 @@ fn a_restored_directory_opens_as_a_group_of_its_own() {
     assert!(refused.is_err());
 }
 
-/// A disk that stops before a change, and all that follows.
-struct Stopping {
-    disk: FaultDisk,
-    left: Arc<AtomicU64>,
-}
-
-struct StoppingFile(Arc<dyn DiskFile>, Arc<AtomicU64>);
-
-fn change(left: &AtomicU64) -> io::Result<()> {
-    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(io::Error::other("the machine stopped")),
-    }
-}
-
-impl Stopping {
-    fn new(seed: u64, changes: u64) -> Stopping {
-        let disk = FaultDisk::new(Rng::new(seed));
-        Stopping { disk, left: Arc::new(AtomicU64::new(changes)) }
-    }
-
-    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(StoppingFile(file, Arc::clone(&self.left)))
-    }
-
-    /// The power fails, and comes back.
-    fn restart(&self) {
-        self.disk.lose_power();
-        self.left.store(u64::MAX, Ordering::SeqCst);
-    }
-}
-
-impl Disk for Stopping {
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.create_dir(dir)
-    }
-    fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn DiskFile>> {
-        change(&self.left)?;
-        Ok(self.file(self.disk.create(path, len)?))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.file(self.disk.open(path)?))
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(dir)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.remove(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.sync_dir(dir)
-    }
-    fn space(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.space(dir)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path)
-    }
-}
-
-impl DiskFile for StoppingFile {
-    fn write_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        change(&self.1)?;
-        self.0.write_at(slices, offset)
-    }
-    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(into, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        change(&self.1)?;
-        self.0.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn map(&self) -> io::Result<quorate::log::mmap::Mapping> {
-        self.0.map()
-    }
+/// A disk of its own that stops before the change of this number.
+fn stopping(steps: u64) -> Arc<Stopping> {
+    let disk = Arc::new(FaultDisk::new(Rng::new(steps)));
+    Arc::new(Stopping::new(disk, Arc::new(AtomicU64::new(steps))))
 }
 
 #[test]
@@ -748,7 +670,7 @@ fn a_power_loss_at_any_step_of_archiving_leaves_no_half_object() {
     let root = Path::new("/a");
     let mut steps = 0;
     loop {
-        let disk = Arc::new(Stopping::new(steps, steps));
+        let disk = stopping(steps);
         let archive = DirArchive::new(Arc::clone(&disk) as Arc<dyn Disk>, root, 1);
         let written = write_log(&archive, &stage.log, GROUP, None, v(10), u64::MAX);
         let stopped = written.is_err();
@@ -784,7 +706,7 @@ fn every_step_of_a_restore(archive: &dyn Archive, base: Option<Vlsn>) {
     let dir = Path::new("/node");
     let mut steps = 0;
     loop {
-        let disk = Arc::new(Stopping::new(steps, steps));
+        let disk = stopping(steps);
         let plain: Arc<dyn Disk> = Arc::<Stopping>::clone(&disk);
         let group = GroupId::from_bits(77);
         let start = base.map_or(Start::Latest, Start::Base);

@@ -401,6 +401,12 @@ fn an_arbiters_mark_rises_with_the_term_also_to_a_lower_place_and_no_log_below_i
     assert_eq!(why(&stage, 6, end(3, 10)), Some(WhyNot::LogBehind));
     assert_eq!(why(&stage, 6, end(5, 6)), Some(WhyNot::LogBehind));
     assert_eq!(why(&stage, 6, end(5, 7)), None);
+    // And it is what it tells whoever is in doubt of what was committed.
+    let mut voice = stage.dial("n1");
+    let who = id("n3");
+    voice.say(6, &Message::Survey(Survey { group: GROUP, node: who, after: None }));
+    let Some((_, Message::SurveyReply(reply))) = voice.hear(&stage) else { panic!("no answer") };
+    assert_eq!(reply.last.map(|last| (last.term, last.vlsn)), Some((t(5), v(7))));
 }
 
 #[test]

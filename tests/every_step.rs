@@ -4,10 +4,11 @@
 
 #[path = "common/history.rs"]
 mod history;
+#[path = "common/stopping.rs"]
+mod stopping;
 #[path = "common/store.rs"]
 mod store;
 
-use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,89 +17,20 @@ use std::time::Duration;
 use history::Call;
 use parking_lot::Mutex;
 use quorate::clock::Wait;
-use quorate::disk::{Disk, DiskFile};
+use quorate::disk::Disk;
 use quorate::ids::Term;
 use quorate::log::{Log, LogConfig, LogScanner};
 use quorate::sim::{FaultDisk, Rng, SimNode, Simulation};
 use quorate::{
     Address, Config, GroupId, Host, Member, Members, NewEntry, Node, NodeConfig, NodeId, Policy, Vlsn,
 };
+use stopping::Stopping;
 use store::{Op, Store, StoreEngine, Truth};
 
 const GROUP: GroupId = GroupId::from_bits(0xfeed);
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// Stops before a change, and all that follows.
-struct Stopping {
-    disk: Arc<FaultDisk>,
-    left: Arc<AtomicU64>,
-}
-
-struct StoppingFile(Arc<dyn DiskFile>, Arc<AtomicU64>);
-
-fn change(left: &AtomicU64) -> io::Result<()> {
-    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(io::Error::other("the machine stopped")),
-    }
-}
-
-impl Disk for Stopping {
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.create_dir(dir)
-    }
-    fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn DiskFile>> {
-        change(&self.left)?;
-        Ok(Arc::new(StoppingFile(self.disk.create(path, len)?, Arc::clone(&self.left))))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(StoppingFile(self.disk.open(path)?, Arc::clone(&self.left))))
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(dir)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.remove(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        change(&self.left)?;
-        self.disk.sync_dir(dir)
-    }
-    fn space(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.space(dir)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path)
-    }
-}
-
-impl DiskFile for StoppingFile {
-    fn write_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        change(&self.1)?;
-        self.0.write_at(slices, offset)
-    }
-    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(into, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        change(&self.1)?;
-        self.0.sync()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn map(&self) -> io::Result<quorate::log::mmap::Mapping> {
-        self.0.map()
-    }
 }
 
 fn id(name: &str) -> NodeId {
@@ -174,7 +106,7 @@ impl Pair {
             store: Arc::clone(&self.store),
             truth: Arc::clone(&self.truth),
         };
-        let disk = Arc::new(Stopping { disk: self.second.disk(), left: Arc::clone(left) });
+        let disk = Arc::new(Stopping::new(self.second.disk(), Arc::clone(left)));
         let host = Host { runtime: self.second.runtime(), disk };
         Node::join(config("second"), Box::new(engine), host).map_err(|error| error.to_string())
     }
@@ -294,7 +226,7 @@ fn a_power_loss_at_any_step_of_rotating_and_pruning_leaves_a_log_without_a_hole(
     loop {
         let disk = Arc::new(FaultDisk::new(Rng::new(steps)));
         let left = Arc::new(AtomicU64::new(u64::MAX));
-        let stopping = || Arc::new(Stopping { disk: Arc::clone(&disk), left: Arc::clone(&left) });
+        let stopping = || Arc::new(Stopping::new(Arc::clone(&disk), Arc::clone(&left)));
         let (log, _) = Log::open(stopping(), clock(), log_config()).unwrap();
         left.store(steps, Ordering::SeqCst);
         let (flushed, done) = rotate_and_prune(&log);

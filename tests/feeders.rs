@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -10,11 +11,11 @@ use std::time::Duration;
 use common::memory::OwnLog;
 use common::nodes::*;
 use common::{GROUP, t, v};
-use quorate::channel;
+use quorate::channel::{self, Channel, ChannelError, Peer, ReceiveBuffer};
 use quorate::clock::{Deadline, deadline_in};
 use quorate::commit::{CommitError, CommitGates, Mastership, Ticket};
 use quorate::counters::Counters;
-use quorate::feeder::{Feeders, Relay, Upstream};
+use quorate::feeder::{FeederState, Feeders, Relay, Upstream};
 use quorate::handshake::Identity;
 use quorate::members::{Roll, Standing};
 use quorate::runtime::{Runtime, ThreadRuntime};
@@ -288,6 +289,57 @@ fn a_newcomer_is_told_what_is_committed_when_an_entry_of_after_it_came_is() {
     }
 }
 
+/// A connection whose end here does not reach the other: what was under way goes on arriving.
+struct HalfOpen(Arc<dyn Channel>);
+
+impl Channel for HalfOpen {
+    fn send(&self, frame: &[IoSlice<'_>], wait: Wait) -> Result<bool, ChannelError> {
+        self.0.send(frame, wait)
+    }
+    fn receive<'b>(
+        &self,
+        buffer: &'b mut ReceiveBuffer,
+        wait: Wait,
+    ) -> Result<Option<&'b [u8]>, ChannelError> {
+        self.0.receive(buffer, wait)
+    }
+    fn close(&self) {}
+    fn limit_frames(&self, max_frame: u32) {
+        self.0.limit_frames(max_frame);
+    }
+    fn peer(&self) -> &Peer {
+        self.0.peer()
+    }
+}
+
+#[test]
+fn a_late_ack_of_a_half_open_connection_does_not_count_for_the_node_that_was_wiped() {
+    let place = Place::new(list());
+    let (here, there) = channel::local::pair("feeders");
+    place.feeders.accept(Arc::new(HalfOpen(here)), None);
+    let mut old = Bare::new(there);
+    old.introduce(place.hello("a", Role::Electable, FULL));
+    old.sync_up(None);
+    let one = place.append();
+    // Its directory is made anew, and has nothing.
+    let mut new = place.connect();
+    let hello = place.hello("a", Role::Electable, Standing::Newcomer);
+    new.introduce(Hello { incarnation: 99, session: 100, ..hello });
+    new.sync_up(None);
+    until("it is fed", || {
+        let a = place.feeders.status().into_iter().find(|replica| replica.id == id("a")).unwrap();
+        a.state != FeederState::Handshaking && !a.counts
+    });
+    old.ack(Some(one));
+    old.hear_the_end();
+    let a = place.feeders.status().into_iter().find(|replica| replica.id == id("a")).unwrap();
+    assert_eq!((a.positions.durable, place.committed()), (None, None));
+    let mut b = place.peer("b", Role::Electable, FULL);
+    b.ack(Some(one));
+    place.until_committed(one);
+    place.feeders.close();
+}
+
 #[test]
 fn heartbeats_go_out_on_a_stream_that_never_pauses() {
     let place = Place::new(list());
@@ -450,6 +502,34 @@ fn whoever_was_welcomed_and_speaks_of_a_newer_term_fences() {
     a.say(&Message::Fence);
     a.hear_the_end();
     assert_eq!(place.feeders.fenced(), None, "nobody gets there");
+    place.feeders.close();
+}
+
+#[test]
+fn whoever_was_welcomed_and_speaks_in_a_term_that_is_over_is_told_so_and_counts_for_nothing() {
+    let place = Place::new(list());
+    // Before the stream begins it is told the term of the master; its stand, too, would count for nothing.
+    let mut a = place.connect();
+    a.introduce(place.hello("a", Role::Electable, FULL));
+    a.term = Term::NONE;
+    a.say(&Message::Syncup(Syncup { last: None, committed: None, history: Vec::new() }));
+    let (header, message) = a.hear().unwrap();
+    assert!(header.term == t(TERM) && matches!(message, Message::Fence), "{message:?}");
+    a.hear_the_end();
+    // And amid the stream its acks commit nothing.
+    let mut a = place.peer("a", Role::Electable, FULL);
+    let one = place.append();
+    a.term = Term::NONE;
+    a.ack(Some(one));
+    a.hear_the_end();
+    until("it is told why", || {
+        let a = place.feeders.status().into_iter().find(|replica| replica.id == id("a"));
+        a.and_then(|a| a.last_error).is_some_and(|why| why.starts_with("the replica speaks in term 0"))
+    });
+    assert_eq!((place.committed(), place.feeders.fenced()), (None, None));
+    // Another voter, who has it, is needed, and is enough.
+    let _b = place.peer("b", Role::Electable, FULL);
+    place.until_committed(one);
     place.feeders.close();
 }
 

@@ -16,6 +16,7 @@ use quorate::disk::{Disk, RealDisk};
 use quorate::entry::{EntryRef, Header};
 use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace};
 use quorate::members::{Change, Standing};
+use quorate::sim::NetConfig;
 use quorate::wire::message::{ControlReply, Message, Order};
 use quorate::{Node, NodeError, Policy, Vlsn};
 
@@ -584,7 +585,7 @@ fn entries_that_do_not_belong_there_are_not_put_in_place() {
     quorate::entry::encode(&quorate::NewEntry::data(b"another"), &placement, &mut other);
     assert!(EntryRef::verify(&other).is_ok());
     assert!(wounded.mend(&BTreeMap::from([(at, other)])).is_err());
-    assert!(wounded.mend(&BTreeMap::new()).is_err());
+    assert!(wounded.mend(&BTreeMap::<Vlsn, Vec<u8>>::new()).is_err());
     assert_eq!(log.damaged().len(), 1);
     assert!(matches!(log.payload(at), Err(ScanError::Damaged { .. })));
     assert_eq!(log.payload(at.next()).unwrap(), common::payload(at.get() + 1));
@@ -599,5 +600,19 @@ fn a_replica_feeds_on_while_another_part_of_its_log_heals() {
     assert!(stage.node(at).log().payload(v(5)).is_err());
     let ticket = stage.append(stage.master(), b"meanwhile", Policy::MAJORITY);
     stage.until("a commit", || matches!(stage.node(stage.master()).poll(&ticket), Ok(Some(_))));
+    healed(&stage);
+}
+
+#[test]
+fn a_gap_that_takes_its_giver_long_is_healed_all_the_same() {
+    let stage = filled(51);
+    let at = (stage.master() + 1) % 3;
+    let path = segments(&stage, at)[1].clone();
+    stage.actors[at].sim.disk().remove(&path).unwrap();
+    // A run is on its way for longer than a few of them fit into a round of questions.
+    let way = Duration::from_millis(10);
+    stage.sim.net().configure(NetConfig { min_delay: way, max_delay: way, ..NetConfig::default() });
+    scrub(&stage, at);
+    stage.until("it to be healed", || stage.node(at).log().damages_healed() == 1);
     healed(&stage);
 }

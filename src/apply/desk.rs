@@ -1,11 +1,14 @@
 //! What others ask of the engine, between two batches: a snapshot, or to take one in.
 
+use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::clock::Wait;
-use crate::engine::{EngineSnapshot, Items};
+use crate::engine::{EngineSnapshot, Item, Items};
+use crate::ids::Vlsn;
 use crate::log::Pin;
 use crate::watermark::{Closed, Watermark};
 use crate::worker::Stop;
@@ -77,6 +80,49 @@ pub(crate) struct Install {
     /// What is to be done instead if the engine is beyond it by now.
     pub back_out: Box<dyn FnOnce() -> Result<(), Stop> + Send>,
     pub asked: Asked<()>,
+}
+
+/// The items of a snapshot while the node is open: when it closes, an engine that reads them gets an error, and the node
+/// that is opened there next installs anew.
+pub(super) struct WhileOpen<'a> {
+    pub items: &'a dyn Items,
+    pub closing: &'a AtomicBool,
+}
+
+impl WhileOpen<'_> {
+    fn check(&self) -> io::Result<()> {
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the node closes: opening it again installs the snapshot"));
+        }
+        Ok(())
+    }
+}
+
+impl Items for WhileOpen<'_> {
+    fn at(&self) -> Vlsn {
+        self.items.at()
+    }
+
+    fn list(&self) -> &[Item] {
+        self.items.list()
+    }
+
+    fn open(&self, at: usize) -> io::Result<Box<dyn Read + '_>> {
+        self.check()?;
+        Ok(Box::new(Reading { from: self.items.open(at)?, open: self }))
+    }
+}
+
+struct Reading<'a> {
+    from: Box<dyn Read + 'a>,
+    open: &'a WhileOpen<'a>,
+}
+
+impl Read for Reading<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.open.check()?;
+        self.from.read(into)
+    }
 }
 
 pub(crate) enum Request {

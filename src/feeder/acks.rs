@@ -363,7 +363,7 @@ impl FeederAcks {
         };
         self.stage = Stage::Stream { node: node.clone() };
         self.acknowledged(&node, first)?;
-        self.hub.needs_no_snapshot(&node);
+        self.hub.needs_no_snapshot(&self.connection, &node);
         let worker = FeederOut::new(Arc::clone(&self.hub), Arc::clone(&self.connection));
         let hub = Arc::downgrade(&self.hub);
         let on_end = move |stop: &Stop| {

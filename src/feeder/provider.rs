@@ -121,10 +121,10 @@ impl Hub {
         }
     }
 
-    /// The node streams: the pin of its connection has taken over.
-    pub fn needs_no_snapshot(&self, node: &NodeId) {
+    /// The node streams: the pin of its connection has taken over. One that was superseded says nothing of what the newer needs.
+    pub fn needs_no_snapshot(&self, to: &Connection, node: &NodeId) {
         let mut registry = self.registry.lock();
-        if registry.needing.remove(node).is_some() {
+        if registry.is_current(node, to) && registry.needing.remove(node).is_some() {
             self.source.unpin(&owner(node));
         }
     }

@@ -43,7 +43,7 @@ use crate::entry::{NewEntry, RunSummary};
 use crate::ids::{GroupId, Position, Term, TermSpan, Vlsn, VlsnRange};
 use crate::log::core::Core;
 
-pub use copies::Copies;
+pub use copies::{Copies, TooMuch};
 pub(crate) use error::Failed;
 pub use error::{AppendError, FileDamage, FlushError, IoFailure, OpenError, PruneError, TruncateError};
 pub use flush::Flusher;

@@ -27,6 +27,8 @@ use crate::watermark::Watermark;
 
 /// Bytes that are written at once.
 const CHUNK: usize = 1024 * 1024;
+/// Bytes of a segment, at most.
+const LONGEST: u64 = 1 << 30;
 
 /// The damage that is known, by the first VLSN of its segment.
 pub(super) struct Damages {
@@ -255,6 +257,13 @@ impl Wounded {
         self.last.vlsn
     }
 
+    /// The bytes that its entries have, at most.
+    pub fn most(&self) -> u64 {
+        // Of a file that is gone nobody tells how long it was: a segment is no longer than this, whatever is set now.
+        let len = self.file.as_ref().map_or(Ok(LONGEST), |file| file.len()).unwrap_or(LONGEST);
+        len.max(self.segment.end()).max(self.core.capacity)
+    }
+
     /// Trusts nothing that is in the old file any more.
     pub fn distrust(&mut self) {
         self.good.clear();
@@ -283,7 +292,7 @@ impl Wounded {
     ///
     /// # Errors
     /// [`MendError`].
-    pub fn mend(&self, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<(), MendError> {
+    pub fn mend<B: AsRef<[u8]>>(&self, fetched: &BTreeMap<Vlsn, B>) -> Result<(), MendError> {
         let (core, segment) = (&self.core, &self.segment);
         let mut temporary = segment.path.as_os_str().to_owned();
         temporary.push(".new");
@@ -297,10 +306,14 @@ impl Wounded {
         swapped
     }
 
-    fn write(&self, temporary: &Path, fetched: &BTreeMap<Vlsn, Vec<u8>>) -> Result<Sidecar, MendError> {
+    fn write<B: AsRef<[u8]>>(
+        &self,
+        temporary: &Path,
+        fetched: &BTreeMap<Vlsn, B>,
+    ) -> Result<Sidecar, MendError> {
         let (core, segment) = (&self.core, &self.segment);
         let content: u64 = self.good.values().map(|good| good.len).sum::<u64>()
-            + fetched.values().map(|bytes| bytes.len() as u64).sum::<u64>();
+            + fetched.values().map(|bytes| bytes.as_ref().len() as u64).sum::<u64>();
         let file = create_anew(&*core.disk, temporary, SEGMENT_HEADER_LEN as u64 + content)?;
         let head = SegmentHeader {
             group: core.config.group,
@@ -318,7 +331,7 @@ impl Wounded {
                     buffer.resize(start + good.len as usize, 0);
                     old.read_at(&mut buffer[start..], good.offset).failed("read", &segment.path)?;
                 }
-                (_, _, Some(bytes)) => buffer.extend_from_slice(bytes),
+                (_, _, Some(bytes)) => buffer.extend_from_slice(bytes.as_ref()),
                 _ => return Err(MendError::Missing(next)),
             }
             if buffer.len() >= CHUNK {

@@ -25,22 +25,11 @@ impl Core {
         // Damage may have cut the log below that.
         let last = self.stage.lock().tail.map(|last| last.vlsn);
         let saved = self.truncate_after(self.committed().max(stands_on).min(last))?;
-        let mut leaving = self.leaving.lock();
-        if let Some(segment) = &*leaving {
-            self.remove_files(segment)?;
-            *leaving = None;
+        let mut still = self.stand_still()?;
+        if still.stage.tail == Some(base) && self.catalog.lock().base() == Some(base) {
+            return Ok(Truncated { last: still.stage.tail, ..saved });
         }
-        let mut flush = self.flush.lock();
-        self.sync_for_cut(&mut flush)?;
-        let mut io = self.io.lock();
-        let mut stage = self.stage.lock();
-        if stage.tail == Some(base) && self.catalog.lock().base() == Some(base) {
-            return Ok(Truncated { last: stage.tail, ..saved });
-        }
-        stage.poisoned = true;
-        let place = self.place();
-        *self.spare.lock() = None;
-        self.reserved.store(false, Ordering::Release);
+        let place = self.leave_memory(&mut still);
         let outcome = self.with_reserve(|| begin(place, base)).and_then(|()| {
             self.with_reserve(|| finish(place, base))?;
             self.with_reserve(|| recover(place))
@@ -48,17 +37,16 @@ impl Core {
         let recovered = match outcome {
             Ok(recovered) => recovered,
             Err(error) => {
-                self.poisoned.store(true, Ordering::SeqCst);
-                stage.life.end();
+                self.fail_for_good(&still);
                 return Err(error.into());
             }
         };
         self.committed.fetch_max(base.vlsn.get(), Ordering::AcqRel);
-        let old = Arc::clone(&stage.life);
-        self.adopt(&mut flush, &mut io, &mut stage, recovered);
+        let old = Arc::clone(&still.stage.life);
+        self.adopt(&mut still, recovered);
         self.void_pins();
         old.end();
-        drop(stage);
+        drop(still.stage);
         self.wake_flusher();
         Ok(Truncated { last: Some(base), ..saved })
     }

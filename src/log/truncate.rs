@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use crate::ids::{Position, Vlsn, VlsnRange};
 use crate::log::core::Core;
 use crate::log::error::{Failed, FileDamage, IoFailure, OpenError, TruncateError};
@@ -17,6 +19,7 @@ use crate::log::life::Life;
 use crate::log::recover::{Place, Recovered, recover, remove_segment, remove_sidecar, sync_dir};
 use crate::log::reserve::Full;
 use crate::log::saved::{Source, free_number, write_segment};
+use crate::log::segment::Segment;
 use crate::log::stage::Stage;
 use crate::log::walk::{Window, end_of, walk};
 use crate::log::writer::WriteSide;
@@ -35,34 +38,28 @@ pub struct Truncated {
     pub saved: Option<PathBuf>,
 }
 
+/// A log that stands still: what is held of it, to be let go in this order.
+pub(super) struct Still<'a> {
+    pub stage: MutexGuard<'a, Stage>,
+    io: MutexGuard<'a, WriteSide>,
+    flush: MutexGuard<'a, FlushSide>,
+    _leaving: MutexGuard<'a, Option<Arc<Segment>>>,
+}
+
 impl Core {
     pub(super) fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
-        let mut leaving = self.leaving.lock();
-        if let Some(segment) = &*leaving {
-            // What follows reads the directory, and must not find it again.
-            self.remove_files(segment)?;
-            *leaving = None;
-        }
-        let mut flush = self.flush.lock();
-        // Everything is made durable first: then a crash in the midst finds the same entries again.
-        self.sync_for_cut(&mut flush)?;
-        let mut io = self.io.lock();
-        let mut stage = self.stage.lock();
-        let Some(cut) = self.judge_cut(&stage, keep)? else {
-            return Ok(Truncated { last: stage.tail, cut: None, saved: None });
+        let mut still = self.stand_still()?;
+        let Some(cut) = self.judge_cut(&still.stage, keep)? else {
+            return Ok(Truncated { last: still.stage.tail, cut: None, saved: None });
         };
-        let keep = self.position_for_cut(&stage, keep)?;
-        stage.poisoned = true;
-        let place = self.place();
-        // The segment made ahead goes either way, and the reserve may.
-        *self.spare.lock() = None;
-        self.reserved.store(false, Ordering::Release);
+        let keep = self.position_for_cut(&still.stage, keep)?;
+        let place = self.leave_memory(&mut still);
         let begun = self.with_reserve(|| begin_cut(place, keep, cut));
         if let Err(error) = &begun
             && error.is_full()
             && forget_intent(place).is_ok()
         {
-            stage.poisoned = false;
+            still.stage.poisoned = false;
             return Err(error.clone().or_full());
         }
         let outcome = begun.and_then(|(intent, saved)| {
@@ -72,39 +69,62 @@ impl Core {
         let (saved, recovered) = match outcome {
             Ok(done) => done,
             Err(error) => {
-                // Files and memory may differ now: only opening anew may look at them.
-                self.poisoned.store(true, Ordering::SeqCst);
-                stage.life.end();
+                self.fail_for_good(&still);
                 return Err(error);
             }
         };
         let last = recovered.end.tail;
-        let old = Arc::clone(&stage.life);
+        let old = Arc::clone(&still.stage.life);
         let survives = active(Bug::WatermarkSurvivesCut);
-        self.adopt(&mut flush, &mut io, &mut stage, recovered);
+        self.adopt(&mut still, recovered);
         if survives {
-            stage.life = old;
+            still.stage.life = old;
         } else {
             old.end();
         }
-        drop(stage);
+        drop(still.stage);
         self.wake_flusher();
         Ok(Truncated { last, cut: Some(cut), saved: Some(saved) })
     }
 
+    /// Nobody writes, flushes or prunes as long as this is held, and everything is durable: then a crash in the midst finds the
+    /// same entries again.
+    pub(super) fn stand_still(&self) -> Result<Still<'_>, TruncateError> {
+        let mut leaving = self.leaving.lock();
+        if let Some(segment) = &*leaving {
+            // What follows reads the directory, and must not find it again.
+            self.remove_files(segment)?;
+            *leaving = None;
+        }
+        let mut flush = self.flush.lock();
+        self.sync_for_cut(&mut flush)?;
+        let io = self.io.lock();
+        Ok(Still { stage: self.stage.lock(), io, flush, _leaving: leaving })
+    }
+
+    /// From here on the files are changed, and what memory says of them does not hold.
+    pub(super) fn leave_memory(&self, still: &mut Still<'_>) -> Place<'_> {
+        still.stage.poisoned = true;
+        // The segment made ahead goes either way, and the reserve may.
+        *self.spare.lock() = None;
+        self.reserved.store(false, Ordering::Release);
+        self.place()
+    }
+
+    /// Files and memory may differ: only opening anew may look at them.
+    pub(super) fn fail_for_good(&self, still: &Still<'_>) {
+        self.poisoned.store(true, Ordering::SeqCst);
+        still.stage.life.end();
+    }
+
     /// Goes on with what the files hold now, in a new life. The old one is the caller's to end.
-    pub(super) fn adopt(
-        &self,
-        flush: &mut FlushSide,
-        io: &mut WriteSide,
-        stage: &mut Stage,
-        recovered: Recovered,
-    ) {
+    pub(super) fn adopt(&self, still: &mut Still<'_>, recovered: Recovered) {
+        let stage = &mut *still.stage;
         *self.spare.lock() = None;
         let life = Arc::new(Life::new(recovered.end.tail.map(|last| last.vlsn)));
         *self.catalog.lock() = recovered.catalog;
-        *flush = FlushSide::new(recovered.end.segment);
-        *io = WriteSide::new(recovered.active, recovered.appender);
+        *still.flush = FlushSide::new(recovered.end.segment);
+        *still.io = WriteSide::new(recovered.active, recovered.appender);
         let fence = stage.fence;
         *stage = Stage::new(recovered.end, life);
         stage.fence = fence;
@@ -112,7 +132,7 @@ impl Core {
         self.ease();
     }
 
-    pub(super) fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
+    fn sync_for_cut(&self, flush: &mut FlushSide) -> Result<(), TruncateError> {
         let stage = self.stage.lock();
         let state = (stage.closed, stage.poisoned);
         drop(stage);

@@ -10,10 +10,11 @@ use crate::election::ask::{Asking, Next, OnAnswer, Question};
 use crate::entry::{Header, verify_run};
 use crate::ids::{LogEnd, NodeId, Position, Term, Vlsn};
 use crate::log::Saved;
-use crate::members::{Member, Members, Standing};
+use crate::members::{Member, Members, Role, Standing};
 use crate::node::group::Shared;
 use crate::planted::{Bug, active};
 use crate::replica::ReplicaState;
+use crate::state::StateError;
 use crate::wire::message::{EntryRequest, Message, Survey, SurveyReply};
 use crate::worker::Stop;
 
@@ -46,8 +47,16 @@ pub(super) fn resolve_damage(
     let (mut lack, mut telling) = (0, 0);
     let mut bound: Option<Option<Vlsn>> = None;
     let mut best: Option<&SurveyReply> = None;
-    for answer in members.iter().filter(|member| member.id != *own).filter_map(|one| answers.get(&one.id)) {
+    let mut marks = Vec::new();
+    for (member, answer) in answers_of(members, own, answers) {
         let ends_before = answer.last.map(|last| last.vlsn) <= place;
+        if member.role == Role::Arbiter {
+            let counts = member.is_voter() && answer.standing.counts();
+            let vouches_not = usize::from(counts && ends_before);
+            (telling, lack) = (telling + vouches_not, lack + vouches_not);
+            marks.extend((counts && !ends_before).then(|| LogEnd::of(answer.last)));
+            continue;
+        }
         let came_here = answer.after.is_some() || after.is_none();
         if members.is_voter(&answer.node) {
             // One whose own log is damaged tells of what it has, and no further.
@@ -66,6 +75,7 @@ pub(super) fn resolve_damage(
             best = Some(answer);
         }
     }
+    telling += reached(&marks, best);
     // Whatever was committed by a majority with this node is with one of so many others.
     let enough = (voters - voters.min(voters / 2 + 1) + 1).min(voters.saturating_sub(1));
     let mut others = members.iter().filter(|member| member.id != *own);
@@ -81,6 +91,23 @@ pub(super) fn resolve_damage(
     }
 }
 
+/// The other members that have answered, and what.
+fn answers_of<'a>(
+    members: &'a Members,
+    own: &'a NodeId,
+    answers: &'a BTreeMap<NodeId, SurveyReply>,
+) -> impl Iterator<Item = (&'a Member, &'a SurveyReply)> {
+    let others = members.iter().filter(move |member| member.id != *own);
+    others.filter_map(|member| Some((member, answers.get(&member.id)?)))
+}
+
+/// An arbiter has no entries, and lacks none: its answer is its mark. Behind that it vouched for nothing. What it vouched for
+/// is in every log that ends there or later, as votes compare logs.
+fn reached(marks: &[LogEnd], best: Option<&SurveyReply>) -> usize {
+    let Some(best) = best else { return 0 };
+    marks.iter().filter(|mark| **mark <= LogEnd::of(best.last)).count()
+}
+
 /// Decides by the answers of the other voters to the question what they have after `after`, where the log of `own` ends
 /// in doubt.
 pub(super) fn resolve(
@@ -93,7 +120,17 @@ pub(super) fn resolve(
     let others = || members.voters().filter(|member| member.id != *own);
     let (mut lack, mut answered, mut telling) = (0, 0, 0);
     let mut best: Option<&SurveyReply> = None;
-    for answer in others().filter_map(|member| answers.get(&member.id)) {
+    let mut marks = Vec::new();
+    for (member, answer) in answers_of(members, own, answers).filter(|(member, _)| member.is_voter()) {
+        // Its log ends here or earlier, or went another way before: it never had what followed here. One that can't tell
+        // what it has at this place, as that was pruned or is damaged, has not answered.
+        let ends_before = answer.last.map(|last| last.vlsn) <= after.map(|after| after.vlsn);
+        if member.role == Role::Arbiter {
+            let vouches_not = usize::from(answer.standing.counts() && ends_before);
+            (answered, telling, lack) = (answered + 1, telling + vouches_not, lack + vouches_not);
+            marks.extend((answer.standing.counts() && !ends_before).then(|| LogEnd::of(answer.last)));
+            continue;
+        }
         let same = answer.after == after;
         let further = |best: &SurveyReply| LogEnd::of(answer.last) > LogEnd::of(best.last);
         if same
@@ -102,15 +139,13 @@ pub(super) fn resolve(
         {
             best = Some(answer);
         }
-        // Its log ends here or earlier, or went another way before: it never had what followed here. One that can't tell
-        // what it has at this place, as that was pruned or is damaged, has not answered.
-        let ends_before = answer.last.map(|last| last.vlsn) <= after.map(|after| after.vlsn);
         if ends_before || answer.after.is_some() {
             answered += 1;
             telling += usize::from(answer.standing.counts());
             lack += usize::from(answer.standing.counts() && (ends_before || !same));
         }
     }
+    telling += reached(&marks, best);
     if let Some(best) = best {
         // A copy of a term that was overruled is as valid: the furthest is taken of so many that one of them has what was
         // committed here, or of all.
@@ -140,6 +175,8 @@ pub(super) struct Doubt {
     believed: Option<(NodeId, Option<Vlsn>)>,
     /// Of damage: what nobody has.
     pub lost: Option<String>,
+    /// The last entry that came back, while it is not known to be on the disk.
+    patched: Option<Position>,
 }
 
 impl Doubt {
@@ -158,10 +195,14 @@ impl Shared {
             Standing::Doubtful { .. } => None,
             Standing::Damaged { to, .. } => Some(to),
             Standing::Newcomer | Standing::Full { .. } => {
-                self.doubt.lock().lost = None;
+                let mut doubt = self.doubt.lock();
+                (doubt.lost, doubt.patched) = (None, None);
                 return Ok(Deadline::NEVER);
             }
         };
+        if self.tell_patched()? {
+            return Ok(now);
+        }
         if let Some(to) = damage
             && self.heal_from_saved(to)?
         {
@@ -374,35 +415,57 @@ impl Shared {
             let run = self.believable(whom, run)?;
             let summary = verify_run(run, log.last())?;
             log.append_run(run, &summary)?;
+            self.doubt.lock().patched = Some(summary.last);
+            if summary.memberships {
+                self.reload_members();
+            }
             // Another thread may be syncing: the standing tells what is on the disk, and waits for it.
             let patience = self.core.clock.now() + self.core.config.handshake_timeout;
             if !log.flush(summary.last.vlsn, Wait::Until(patience))? {
                 return Err("the entries are not on the disk in time".into());
             }
-            if summary.memberships {
-                self.reload_members();
+            Ok(self.came_back(summary.last.vlsn)?)
+        })
+    }
+
+    /// Tells of what came back and was not on the disk in time, once it is. Whether it did.
+    fn tell_patched(&self) -> Result<bool, Stop> {
+        let patched = self.doubt.lock().patched;
+        let (Some(last), Some(following)) = (patched, self.following.get()) else { return Ok(false) };
+        following.between_frames(|| {
+            let log = &self.core.log;
+            let waits = log.last() != Some(last) || log.life().flushed.get() < last.vlsn.get();
+            if waits || self.is_fed() || following.is_installing() {
+                return Ok(false);
             }
-            if summary.slots {
-                self.reload_slots();
+            self.came_back(last.vlsn).map_err(Stop::failed)?;
+            Ok(true)
+        })
+    }
+
+    /// The log is back up to this entry, on the disk.
+    fn came_back(&self, last: Vlsn) -> Result<(), StateError> {
+        self.doubt.lock().patched = None;
+        self.reload_slots();
+        let from = last.next();
+        self.election.state().update(|mut state| {
+            if let Standing::Doubtful { .. } = state.standing {
+                state.standing = Standing::Doubtful { from };
             }
-            let from = summary.last.vlsn.next();
-            self.election.state().update(|mut state| {
-                if let Standing::Doubtful { .. } = state.standing {
-                    state.standing = Standing::Doubtful { from };
-                }
-                if let Standing::Damaged { to, .. } = state.standing {
-                    // All that was here is back.
-                    state.standing = match from > to {
-                        true => Standing::Full { since: state.term },
-                        false => Standing::Damaged { from, to },
-                    };
-                }
-                state
-            })?;
-            Ok(())
+            if let Standing::Damaged { to, .. } = state.standing {
+                // All that was here is back.
+                state.standing = match from > to {
+                    true => Standing::Full { since: state.term },
+                    false => Standing::Damaged { from, to },
+                };
+            }
+            state
         })
     }
 }
+
+#[cfg(test)]
+mod patch_tests;
 
 #[cfg(test)]
 mod tests {
@@ -530,5 +593,49 @@ mod tests {
             "a majority surely lacks it"
         );
         assert_eq!(judge_damage(6, &[b, c]), Resolution::Lost, "it is known to be committed");
+    }
+
+    /// Of a group of a, b and the arbiter w: what follows on what b and w say to a, in doubt and damaged behind VLSN 5.
+    fn judge_with_arbiter(b: SurveyReply, mark: Option<Position>) -> (Resolution, Resolution) {
+        let arbiter = Member { role: Role::Arbiter, ..Member::electable(id("w")) };
+        let members = vec![Member::electable(id("a")), Member::electable(id("b")), arbiter];
+        let members = Members::new(members).unwrap();
+        let answers = [(id("b"), b), answer("w", FULL, mark, None)].into_iter().collect();
+        let (own, after) = (id("a"), at(5, 1));
+        let damaged = resolve_damage(&members, &own, after, Vlsn::new(5), &answers);
+        (resolve(&members, &own, after, &answers), damaged)
+    }
+
+    #[test]
+    fn an_arbiter_has_no_log_that_could_lack_what_it_vouched_for() {
+        // What a and w committed without b was damaged at a, and is not given up because w has no entries.
+        let short = answer("b", FULL, at(5, 1), at(5, 1)).1;
+        let (_, damaged) = judge_with_arbiter(short.clone(), at(9, 0));
+        assert_eq!(damaged, Resolution::Lost);
+        // If w vouched for nothing behind it, it was never committed.
+        let (doubt, damaged) = judge_with_arbiter(short, at(5, 0));
+        assert_eq!((doubt, damaged), (Resolution::Settled, Resolution::Settled));
+        // What w vouched for is where the log is as long, and need not be where it is shorter.
+        let long = answer("b", FULL, at(9, 9), at(5, 1)).1;
+        let (doubt, damaged) = judge_with_arbiter(long, at(9, 0));
+        let fetch = Resolution::Fetch(id("b"), None);
+        assert_eq!((doubt, damaged), (fetch.clone(), fetch));
+        let part = answer("b", FULL, at(8, 9), at(5, 1)).1;
+        assert_eq!(judge_with_arbiter(part, at(9, 0)).1, Resolution::Wait);
+    }
+
+    #[test]
+    fn arbiters_do_not_settle_a_doubt_about_what_they_vouched_for() {
+        let arbiters = ["v", "w"].map(|name| Member { role: Role::Arbiter, ..Member::electable(id(name)) });
+        let members = ["a", "b", "c"].map(|name| Member::electable(id(name)));
+        let members = Members::new(members.into_iter().chain(arbiters).collect()).unwrap();
+        let judge = |marks: u64| {
+            let c = answer("c", FULL, at(5, 1), at(5, 1));
+            let arbiters = ["v", "w"].map(|name| answer(name, FULL, at(marks, 0), None));
+            let answers = [c].into_iter().chain(arbiters).collect();
+            resolve(&members, &id("a"), at(5, 1), &answers)
+        };
+        assert_eq!(judge(9), Resolution::Wait, "b may have what the arbiters vouched for");
+        assert_eq!(judge(5), Resolution::Settled);
     }
 }

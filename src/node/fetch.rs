@@ -18,7 +18,7 @@ use crate::node::group::Shared;
 use crate::node::install::{Begun, back_out, begin_install, settle};
 use crate::replica::FollowError;
 use crate::runtime::Running;
-use crate::snapshot::{STAGING, StageError, Staged, Staging, discard};
+use crate::snapshot::{STAGING, Sealed, Sealing, StageError, Staged, Staging, discard};
 use crate::watermark::rest;
 use crate::wire::message::{
     MAX_CHUNK, Message, SnapshotAck, SnapshotBegin, SnapshotPlace, SnapshotRequest, TransferStatus,
@@ -180,6 +180,8 @@ enum Stage {
         at: Deadline,
     },
     Connected(Line),
+    /// Everything is there, and is read back.
+    Seals(Box<Sealing>, Line),
     /// Everything is there and verified.
     Whole(Box<Staged>),
     /// The engine takes it in.
@@ -201,6 +203,8 @@ struct Line {
     unsynced: u64,
     /// When they are to be.
     sync_due: Deadline,
+    /// Where the snapshot ended, once it has.
+    end: SnapshotPlace,
 }
 
 impl Drop for Line {
@@ -258,6 +262,7 @@ impl Fetcher {
             deadline: self.clock.now() + config.handshake_timeout.max(config.peer_timeout),
             unsynced: 0,
             sync_due: self.clock.now() + config.peer_timeout,
+            end: SnapshotPlace::default(),
         };
         let resume = self.staging.as_ref().map(|staging| (staging.id(), staging.synced()));
         let request =
@@ -308,19 +313,25 @@ impl Fetcher {
             2 * MAX_CHUNK as u64 * 1_000_000_000 / config.snapshot_bytes_per_second.max(1),
         );
         line.deadline = self.clock.now() + config.peer_timeout + slowest;
-        self.take(node, &mut line, message)?;
+        let ended = self.take(node, &mut line, message)?;
         line.buffer = buffer;
-        // The end may have been taken just now.
-        if matches!(self.stage, Stage::Over) {
-            self.stage = Stage::Connected(line);
-        }
+        self.stage = match ended {
+            Some(sealing) => Stage::Seals(Box::new(sealing), line),
+            None => Stage::Connected(line),
+        };
         Ok(Step::Worked)
     }
 
-    fn take(&mut self, node: &Shared, line: &mut Line, message: Message<'_>) -> Result<(), Failed> {
+    /// Takes a message; with the last of the snapshot all is there.
+    fn take(
+        &mut self,
+        node: &Shared,
+        line: &mut Line,
+        message: Message<'_>,
+    ) -> Result<Option<Sealing>, Failed> {
         if !line.begun {
             return match message {
-                Message::SnapshotBegin(begin) => self.begin(node, line, &begin),
+                Message::SnapshotBegin(begin) => self.begin(node, line, &begin).map(|()| None),
                 Message::Reject(reject) => Err(Failed::Again(reject.reason.to_string())),
                 other => Err(Failed::Useless(format!("it sent a {} first", other.kind()))),
             };
@@ -336,13 +347,8 @@ impl Fetcher {
             }
             Message::SnapshotItemEnd(end) => staging.item_end(end.at, end.digest)?,
             Message::SnapshotEnd(end) => {
-                let at = staging.place();
-                let Some(staging) = self.staging.take() else { return Ok(()) };
-                let staged = staging.finish(&end)?;
-                self.stage = Stage::Whole(Box::new(staged));
-                // It may not hear it: then it keeps the snapshot for a while in vain.
-                let _unsaid = self.send(node, line, &Message::SnapshotAck(SnapshotAck { at }));
-                return Ok(());
+                line.end = staging.place();
+                return Ok(self.staging.take().map(|staging| staging.end(&end)).transpose()?);
             }
             other => return Err(Failed::Useless(format!("it sent a {} amid the snapshot", other.kind()))),
         }
@@ -358,7 +364,21 @@ impl Fetcher {
             self.tries = 0;
             self.send(node, line, &Message::SnapshotAck(SnapshotAck { at }))?;
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Reads the next piece back: between two of them a closing node ends this worker.
+    fn seal(&mut self, node: &Shared, sealing: Sealing, mut line: Line) -> Result<Step, Failed> {
+        self.stage = match sealing.step()? {
+            Sealed::Not(more) => Stage::Seals(Box::new(more), line),
+            Sealed::Whole(staged) => {
+                let at = line.end;
+                // It may not hear it: then it keeps the snapshot for a while in vain.
+                let _unsaid = self.send(node, &mut line, &Message::SnapshotAck(SnapshotAck { at }));
+                Stage::Whole(Box::new(staged))
+            }
+        };
+        Ok(Step::Worked)
     }
 
     fn begin(&mut self, node: &Shared, line: &mut Line, begin: &SnapshotBegin) -> Result<(), Failed> {
@@ -451,6 +471,7 @@ impl Fetcher {
             }
             Stage::Dial { .. } => self.dial(node, wait),
             Stage::Connected(line) => self.receive(node, line, wait),
+            Stage::Seals(sealing, line) => self.seal(node, *sealing, line),
             Stage::Whole(staged) => self.install(node, *staged, wait),
             Stage::Installs(answer) => match answer.take(wait) {
                 Ok(Some(())) => Err(Failed::Stop(Stop::Done)),

@@ -314,3 +314,6 @@ pub(super) fn finish_install(
     };
     finish().map_err(NodeError::Install)
 }
+
+#[cfg(test)]
+mod tests;

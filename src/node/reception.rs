@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 
 use crate::channel::{Channel, Listener, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
-use crate::ids::{Term, VlsnRange};
+use crate::ids::{Position, Term, VlsnRange};
 use crate::log::scanner::{LogScanner, RUN_SLICES};
+use crate::members::Role;
 use crate::node::group::{Shared, refuse};
 use crate::runtime::Running;
 use crate::wire::encode_entries_head;
@@ -280,10 +281,13 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 fn survey(node: &Shared, asked: &Survey) -> SurveyReply {
     let log = &node.core.log;
     let after = asked.after.and_then(|at| log.position_at(at.vlsn).ok());
+    let state = node.election.state().state();
+    // An arbiter has no entries: it tells what it vouched for.
+    let mark = state.mark.vlsn.map(|vlsn| Position { vlsn, term: state.mark.term, crc: 0 });
     SurveyReply {
         node: node.own.id.clone(),
-        standing: node.election.state().state().standing,
-        last: log.last(),
+        standing: state.standing,
+        last: if node.own.role == Role::Arbiter { mark } else { log.last() },
         after,
     }
 }

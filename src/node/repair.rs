@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::address::Address;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::election::ask::{Asking, Next, OnAnswer, Question};
 use crate::ids::{NodeId, Term, Vlsn, VlsnRange};
-use crate::log::{Copies, MendError, Wounded};
+use crate::log::{Copies, MendError, TooMuch, Wounded};
 use crate::node::group::Shared;
 use crate::node::unhealable::Lacking;
 use crate::runtime::Running;
@@ -26,9 +28,17 @@ pub(super) struct Mending {
     pub scrub: Mutex<ScrubStatus>,
     /// The worker "repair", to be woken when something came.
     pub repair: OnceLock<Arc<dyn Running>>,
-    pool: Mutex<Copies>,
+    pool: Mutex<Pool>,
     /// Who lacks the first entry that is missing now.
     lacking: Mutex<Lacking>,
+}
+
+/// What others had of the segment that is healed now.
+#[derive(Default)]
+struct Pool {
+    /// The segment's first entry.
+    segment: Option<Vlsn>,
+    copies: Copies,
 }
 
 impl Default for Mending {
@@ -69,7 +79,8 @@ impl Mending {
 pub(super) struct Repair {
     node: Weak<Shared>,
     wounded: Option<Wounded>,
-    asking: Vec<Asking>,
+    /// The conversations, and with whom.
+    asking: Vec<(Address, Asking)>,
     /// When to ask again.
     next: Option<Deadline>,
 }
@@ -79,8 +90,8 @@ impl Repair {
         Repair { node: Arc::downgrade(node), wounded: None, asking: Vec::new(), next: None }
     }
 
-    /// Asks every other member for what is missing.
-    fn ask(&mut self, node: &Arc<Shared>, missing: &[VlsnRange], until: Deadline) {
+    /// Asks every other member for what is missing, but those who are still telling.
+    fn ask(&mut self, node: &Arc<Shared>, segment: Vlsn, missing: &[VlsnRange], round: Duration) {
         let members = node.roll.members();
         let own = node.own.address.as_ref();
         let mut whom: Vec<_> = members
@@ -93,23 +104,28 @@ impl Repair {
                 whom.push(seed.clone());
             }
         }
-        self.asking.retain(|one| !one.has_ended());
+        self.asking.retain(|(_, one)| !one.has_ended());
+        whom.retain(|to| self.asking.iter().all(|(talks, _)| talks != to));
         for (turn, to) in whom.into_iter().enumerate() {
             let group = node.core.config.group;
             let message = Message::Survey(Survey { group, node: node.own.id.clone(), after: None });
             let (node_of, missing) = (Arc::downgrade(node), missing.to_vec());
-            let mut talk = Talk { node: node_of, missing, peer: None, next: None, said: 0 };
+            let giver = to.to_string();
+            let mut talk =
+                Talk { node: node_of, segment, missing, giver, round, peer: None, next: None, said: 0 };
             let on_answer: OnAnswer = Box::new(move |_, message, channel| talk.heard(message, channel));
             let term = node.election.term();
-            let question = Question { to, term, message, until, on_answer: Some(on_answer) };
-            self.asking.push(Asking::start(&node.core.host.runtime, format!("heal-{turn}"), question));
+            let until = node.core.clock.now() + round;
+            let question = Question { to: to.clone(), term, message, until, on_answer: Some(on_answer) };
+            let asking = Asking::start(&node.core.host.runtime, format!("heal-{turn}"), question);
+            self.asking.push((to, asking));
         }
     }
 
     fn finish(&mut self, node: &Shared) {
         self.wounded = None;
         self.next = None;
-        node.mending.pool.lock().clear();
+        *node.mending.pool.lock() = Pool::default();
         node.mending.lacking.lock().clear();
         // The members and the slots may have been read from older lists.
         node.reload_members();
@@ -118,7 +134,7 @@ impl Repair {
     }
 
     fn end(&mut self) -> Stop {
-        self.asking.drain(..).for_each(|asking| asking.end());
+        self.asking.drain(..).for_each(|(_, asking)| asking.end());
         Stop::Done
     }
 
@@ -137,7 +153,7 @@ impl Worker for Repair {
             return Err(self.end());
         }
         if log.damaged().is_empty() {
-            self.asking.retain(|one| !one.has_ended());
+            self.asking.retain(|(_, one)| !one.has_ended());
             return match log.damages_found().wait(found + 1, wait) {
                 Ok(true) => {
                     node.election.poke();
@@ -152,6 +168,12 @@ impl Worker for Repair {
             // A master steps down, if it leads: somebody whole takes over.
             node.election.poke();
             self.wounded = log.wounded();
+            if let Some(wounded) = &self.wounded {
+                let mut pool = node.mending.pool.lock();
+                if pool.segment != Some(wounded.first()) {
+                    *pool = Pool { segment: Some(wounded.first()), copies: Copies::new(wounded.most()) };
+                }
+            }
         }
         let Some(wounded) = &mut self.wounded else {
             // It is not sealed yet.
@@ -163,7 +185,7 @@ impl Worker for Repair {
         {
             let pool = node.mending.pool.lock();
             for (gap, before, last) in gaps {
-                match pool.chain(gap, before, last) {
+                match pool.copies.chain(gap, before, last) {
                     Some(entries) => fetched.extend(entries),
                     None => missing.push(gap),
                 }
@@ -195,8 +217,9 @@ impl Worker for Repair {
             }
             // Whoever lacked it then may have it now.
             node.mending.lacking.lock().clear();
+            let segment = wounded.first();
             self.next = Some(now + round);
-            self.ask(&node, &missing, now + round);
+            self.ask(&node, segment, &missing, round);
             return Ok(Step::Worked);
         };
         Repair::pause(&node, wait, due)
@@ -206,7 +229,13 @@ impl Worker for Repair {
 /// A conversation with one member about what is missing.
 struct Talk {
     node: Weak<Shared>,
+    /// The first entry of the segment that is healed.
+    segment: Vlsn,
     missing: Vec<VlsnRange>,
+    /// Where it listens.
+    giver: String,
+    /// How long an answer is awaited: as long as it goes on answering, the talk goes on.
+    round: Duration,
     peer: Option<NodeId>,
     /// The entry that was asked for last.
     next: Option<Vlsn>,
@@ -216,6 +245,10 @@ struct Talk {
 impl Talk {
     fn heard(&mut self, message: &Message<'_>, channel: &dyn Channel) -> Next {
         let Some(node) = self.node.upgrade() else { return Next::Done };
+        if node.mending.pool.lock().segment != Some(self.segment) {
+            // It was healed meanwhile, by others.
+            return Next::Done;
+        }
         let next = match (message, self.next) {
             (Message::SurveyReply(reply), None) => {
                 self.peer = Some(reply.node.clone());
@@ -223,7 +256,13 @@ impl Talk {
             }
             (Message::Entries(entries), Some(asked)) => {
                 let gap = self.missing.iter().find(|gap| gap.last() >= asked).copied();
-                let next = gap.and_then(|gap| node.mending.pool.lock().take(entries.run, gap));
+                let next = match gap.map(|gap| self.take(&node, entries.run, gap)).transpose() {
+                    Ok(next) => next.flatten(),
+                    Err(error) => {
+                        log::warn!("{}: {} is asked no more: {error}", node.own.id, self.giver);
+                        return Next::Done;
+                    }
+                };
                 node.mending.poke();
                 Some(next.unwrap_or(asked.next()))
             }
@@ -247,9 +286,14 @@ impl Talk {
         let mut frame = Vec::new();
         request.encode(Term::NONE, self.said, &mut frame);
         match channel.send(&[IoSlice::new(&frame)], Wait::Now) {
-            Ok(true) => Next::Await,
+            Ok(true) => Next::AwaitUntil(node.core.clock.now() + self.round),
             Ok(false) | Err(_) => Next::Done,
         }
+    }
+
+    fn take(&self, node: &Shared, run: &[u8], gap: VlsnRange) -> Result<Option<Vlsn>, TooMuch> {
+        let mut pool = node.mending.pool.lock();
+        pool.copies.take(&self.giver, run, gap)
     }
 }
 

@@ -85,52 +85,13 @@ impl Staged {
         Staged { disk, dir, base, digest, items, list }
     }
 
-    /// Reads all items back, compares them with what they should be, and then makes the manifest durable.
-    pub(super) fn seal(
-        disk: Arc<dyn Disk>,
-        dir: PathBuf,
-        base_bytes: &[u8],
-        items: Vec<StagedItem>,
-    ) -> Result<Staged, StageError> {
-        let base = Base::decode(base_bytes)?;
-        let digest = digest_of(base_bytes, &items);
-        let staged = Staged::new(disk, dir, base, digest, items);
-        staged.verify()?;
-        let mut body = Vec::new();
-        put_bytes(&mut body, base_bytes);
-        put_items(&mut body, &staged.items);
-        body.extend_from_slice(&digest.to_le_bytes());
-        let dir = &staged.dir;
-        write_whole(&*staged.disk, dir, NAME, &seal(MAGIC, &body))?;
-        staged.disk.sync_dir(dir).failed("sync", dir)?;
-        Ok(staged)
-    }
-
     /// Reads every item and compares it with its digest.
     ///
     /// # Errors
     /// [`StageError::ItemDigest`], or the disk's.
     pub fn verify(&self) -> Result<(), StageError> {
-        let mut buffer = vec![0; BUFFER];
-        for (at, item) in self.items.iter().enumerate() {
-            let path = item_path(&self.dir, at as u32);
-            let mut reader = self.open(at).failed("open", &path)?;
-            loop {
-                match reader.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(_) => {}
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-                        ) =>
-                    {
-                        return Err(StageError::ItemDigest { item: at as u32, name: item.name.clone() });
-                    }
-                    Err(error) => return Err(error).failed("read", &path)?,
-                }
-            }
-        }
+        let mut back = ReadBack::default();
+        while !back.step(self)? {}
         Ok(())
     }
 
@@ -150,7 +111,98 @@ impl Staged {
     }
 }
 
+/// Bytes that are read back in one step.
 const BUFFER: usize = 256 << 10;
+
+/// How far the items of a staged snapshot were read back.
+#[derive(Default)]
+struct ReadBack {
+    item: usize,
+    reading: Option<Reading>,
+    buffer: Vec<u8>,
+}
+
+impl ReadBack {
+    /// Reads the next piece; whether that was all.
+    fn step(&mut self, staged: &Staged) -> Result<bool, StageError> {
+        let Some(item) = staged.items.get(self.item) else { return Ok(true) };
+        let path = item_path(&staged.dir, self.item as u32);
+        let mut reading = match self.reading.take() {
+            Some(reading) => reading,
+            None => staged.read(self.item).failed("open", &path)?,
+        };
+        self.buffer.resize(BUFFER, 0);
+        match reading.read(item, &mut self.buffer) {
+            Ok(0) => self.item += 1,
+            Ok(_) => self.reading = Some(reading),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                return Err(StageError::ItemDigest { item: self.item as u32, name: item.name.clone() });
+            }
+            Err(error) => return Err(error).failed("read", &path)?,
+        }
+        Ok(false)
+    }
+}
+
+/// A snapshot of which everything came, while it is read back.
+pub struct Sealing {
+    staged: Staged,
+    base_bytes: Vec<u8>,
+    back: ReadBack,
+}
+
+/// What a step of reading back leads to.
+pub enum Sealed {
+    /// There is more to be read.
+    Not(Sealing),
+    /// Everything is as it should be, and the manifest is durable.
+    Whole(Staged),
+}
+
+impl Sealing {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        base_bytes: Vec<u8>,
+        items: Vec<StagedItem>,
+    ) -> Result<Sealing, StageError> {
+        let base = Base::decode(&base_bytes)?;
+        let digest = digest_of(&base_bytes, &items);
+        Ok(Sealing {
+            staged: Staged::new(disk, dir, base, digest, items),
+            base_bytes,
+            back: ReadBack::default(),
+        })
+    }
+
+    /// Reads a piece back and compares it with what it should be; behind the last, makes the manifest durable.
+    ///
+    /// # Errors
+    /// [`StageError`]: then nothing of it may be used.
+    pub fn step(mut self) -> Result<Sealed, StageError> {
+        if !self.back.step(&self.staged)? {
+            return Ok(Sealed::Not(self));
+        }
+        let Sealing { staged, base_bytes, .. } = self;
+        let mut body = Vec::new();
+        put_bytes(&mut body, &base_bytes);
+        put_items(&mut body, &staged.items);
+        body.extend_from_slice(&staged.digest.to_le_bytes());
+        let dir = &staged.dir;
+        write_whole(&*staged.disk, dir, NAME, &seal(MAGIC, &body))?;
+        staged.disk.sync_dir(dir).failed("sync", dir)?;
+        Ok(Sealed::Whole(staged))
+    }
+}
+
+impl Staged {
+    fn read(&self, at: usize) -> io::Result<Reading> {
+        let file = self.disk.open(&item_path(&self.dir, at as u32))?;
+        Ok(Reading { file, offset: 0, hash: XxHash3_128::new() })
+    }
+}
 
 impl Items for Staged {
     fn at(&self) -> Vlsn {
@@ -162,23 +214,31 @@ impl Items for Staged {
     }
 
     fn open(&self, at: usize) -> io::Result<Box<dyn Read + '_>> {
-        let item = &self.items[at];
-        let file = self.disk.open(&item_path(&self.dir, at as u32))?;
-        Ok(Box::new(Checked { file, item, offset: 0, hash: XxHash3_128::new() }))
+        Ok(Box::new(Checked { item: &self.items[at], reading: self.read(at)? }))
     }
 }
 
 /// Reads an item, and fails where it is shorter than it should be, or at its end if its digest differs.
 struct Checked<'a> {
-    file: Arc<dyn DiskFile>,
     item: &'a StagedItem,
-    offset: u64,
-    hash: XxHash3_128,
+    reading: Reading,
 }
 
 impl Read for Checked<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = self.item.len - self.offset;
+        self.reading.read(self.item, into)
+    }
+}
+
+struct Reading {
+    file: Arc<dyn DiskFile>,
+    offset: u64,
+    hash: XxHash3_128,
+}
+
+impl Reading {
+    fn read(&mut self, item: &StagedItem, into: &mut [u8]) -> io::Result<usize> {
+        let left = item.len - self.offset;
         let most = (into.len() as u64).min(left) as usize;
         if most > 0 {
             let read = self.file.read_at(&mut into[..most], self.offset)?;
@@ -190,23 +250,21 @@ impl Read for Checked<'_> {
             }
             self.hash.write(&into[..read]);
             self.offset += read as u64;
-            if self.offset < self.item.len {
+            if self.offset < item.len {
                 return Ok(read);
             }
-            self.check()?;
+            self.check(item)?;
             return Ok(read);
         }
         if left == 0 {
-            self.check()?;
+            self.check(item)?;
         }
         Ok(0)
     }
-}
 
-impl Checked<'_> {
     /// With the last bytes, before they are handed out: some readers never ask for the end.
-    fn check(&self) -> io::Result<()> {
-        if self.hash.finish_128() == self.item.digest {
+    fn check(&self, item: &StagedItem) -> io::Result<()> {
+        if self.hash.finish_128() == item.digest {
             return Ok(());
         }
         Err(io::Error::new(io::ErrorKind::InvalidData, "a staged item's digest does not fit"))

@@ -12,7 +12,7 @@ mod stage;
 
 pub use give::{Giving, GivingError, WINDOW, chunk_len};
 pub use intent::{Intent, LogPart};
-pub use manifest::{Staged, StagedItem, digest_of};
+pub use manifest::{Sealed, Sealing, Staged, StagedItem, digest_of};
 pub use sealed::StageError;
 pub use stage::{MAX_ITEMS, Staging, Whole, discard};
 

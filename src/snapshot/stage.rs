@@ -11,7 +11,7 @@ use crate::base::Base;
 use crate::disk::{Disk, DiskFile};
 use crate::engine::Item;
 use crate::log::{Failed, create_anew, write_whole};
-use crate::snapshot::manifest::{digest_of, item_path};
+use crate::snapshot::manifest::{Sealed, Sealing, digest_of, item_path};
 use crate::snapshot::sealed::{Fields, put_bytes, put_items, put_name, seal, unseal};
 use crate::snapshot::{StageError, Staged, StagedItem};
 use crate::wire::recovery::{SnapshotEnd, SnapshotId, SnapshotPlace};
@@ -258,7 +258,21 @@ impl Staging {
     ///
     /// # Errors
     /// [`StageError`]: then nothing of it may be used.
-    pub fn finish(mut self, end: &Whole) -> Result<Staged, StageError> {
+    pub fn finish(self, end: &Whole) -> Result<Staged, StageError> {
+        let mut sealing = self.end(end)?;
+        loop {
+            match sealing.step()? {
+                Sealed::Not(more) => sealing = more,
+                Sealed::Whole(staged) => return Ok(staged),
+            }
+        }
+    }
+
+    /// Everything came: makes it durable. What is left is to read it back.
+    ///
+    /// # Errors
+    /// [`StageError`]: then nothing of it may be used.
+    pub fn end(mut self, end: &Whole) -> Result<Sealing, StageError> {
         if let Some(current) = &self.current {
             log::debug!("item {} has not ended", current.name);
             return Err(StageError::Order { item: self.done.len() as u32 });
@@ -272,7 +286,7 @@ impl Staging {
         if found != *end {
             return Err(StageError::Whole { items: found.items, bytes: found.bytes });
         }
-        Staged::seal(self.disk, self.dir, &self.base_bytes, self.done)
+        Sealing::new(self.disk, self.dir, self.base_bytes, self.done)
     }
 }
 

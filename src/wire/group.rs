@@ -129,7 +129,7 @@ pub struct SurveyReply {
     pub node: NodeId,
     /// Whether its own directory holds what it acknowledged.
     pub standing: Standing,
-    /// Where its log ends.
+    /// Where its log ends. Of an arbiter: its mark, without a CRC.
     pub last: Option<Position>,
     /// Its own entry at the place asked about; `None` if it has none there, or no longer.
     pub after: Option<Position>,

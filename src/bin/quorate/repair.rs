@@ -234,8 +234,8 @@ fn fetch(args: &Args, config: LogConfig, look: &Look, out: &mut dyn Write) -> Re
         place = log.scrub(at).next;
     }
     let wait = Wait::Until(deadline_in(Duration::from_secs(args.timeout)));
-    let mut copies = Copies::default();
     while let Some(wounded) = log.wounded() {
+        let mut copies = Copies::new(wounded.most());
         let mut fetched = BTreeMap::new();
         for (gap, before, last) in wounded.missing() {
             for address in &args.from {
@@ -269,7 +269,16 @@ fn copy(
     let mut next = gap.first();
     while let Some(rest) = VlsnRange::new(next, gap.last()) {
         match client.entries(group, rest, wait) {
-            Ok(run) => next = run.and_then(|run| copies.take(&run, rest)).unwrap_or(next.next()),
+            Ok(run) => {
+                let taken = run.map(|run| copies.take(&address.to_string(), &run, rest)).transpose();
+                match taken {
+                    Ok(taken) => next = taken.flatten().unwrap_or(next.next()),
+                    Err(error) => {
+                        writeln!(out, "{address}: {error}")?;
+                        break;
+                    }
+                }
+            }
             Err(error) => {
                 writeln!(out, "{address}: {error}")?;
                 break;

@@ -95,6 +95,39 @@ fn a_snapshot_staged_in_any_number_of_attempts_is_whole() {
 }
 
 #[test]
+fn reading_back_may_stop_at_any_piece_and_nothing_has_to_come_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let mut staging = Staging::begin(Arc::clone(&disk), dir.path(), ID, &base()).unwrap();
+    let bytes = vec![9; 1 << 20];
+    staging.item(0, "long").unwrap();
+    staging.chunk(place(0, 0), &bytes).unwrap();
+    let digest = XxHash3_128::oneshot(&bytes);
+    staging.item_end(place(0, 1 << 20), digest).unwrap();
+    let item = StagedItem { name: "long".into(), len: 1 << 20, digest };
+    let end = SnapshotEnd { items: 1, bytes: 1 << 20, digest: digest_of(&base(), &[item]) };
+    for steps in 0.. {
+        let mut sealing = Some(staging.end(&end).unwrap());
+        for _ in 0..steps {
+            sealing = match sealing.take().unwrap().step().unwrap() {
+                Sealed::Not(more) => Some(more),
+                Sealed::Whole(_) => break,
+            };
+        }
+        if sealing.is_none() {
+            assert!(steps > 4, "a piece is a part of it");
+            break;
+        }
+        // The node closes, and is opened again.
+        drop(sealing);
+        assert!(matches!(Staged::open(Arc::clone(&disk), dir.path()), Err(StageError::Unfinished { .. })));
+        staging = Staging::resume(Arc::clone(&disk), dir.path()).unwrap().unwrap();
+        assert_eq!(staging.place(), place(1, 0));
+    }
+    Staged::open(disk, dir.path()).unwrap();
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
