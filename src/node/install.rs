@@ -122,7 +122,8 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = known.max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
-        _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
+        LogPart::Kept if applied == at.vlsn.get() => Some("the engine and the log have it".to_owned()),
+        _ if applied > at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
         }
