@@ -328,9 +328,10 @@ impl Apply {
     }
 
     fn install(&mut self, install: Install) -> Result<(), Stop> {
-        let Install { items, settle, back_out, asked } = install;
+        let Install { items, moves_log, settle, back_out, asked } = install;
         let at = items.at();
-        if self.state.applied.get() >= at.get() {
+        let applied = self.state.applied.get();
+        if applied > at.get() || (applied == at.get() && !moves_log) {
             // It was applied to while the intent was made durable. Setting it back would leave a hole.
             back_out()?;
             asked.give(());
@@ -473,7 +474,10 @@ mod tests {
         while state.applied.get() < 8 {
             apply.step(Wait::Now).unwrap();
         }
-        for (at, taken) in [(5, false), (8, false), (9, true)] {
+        for (at, moves_log, taken) in
+            [(5, false, false), (5, true, false), (8, false, false), (8, true, true), (9, false, true)]
+        {
+            let before = installs.load(Ordering::SeqCst);
             let (settled, backed_out) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
             let note = |flag: &Arc<AtomicBool>| {
                 let flag = Arc::clone(flag);
@@ -485,6 +489,7 @@ mod tests {
             let (answer, asked) = Answer::new();
             state.ask(Request::Install(Install {
                 items: Box::new(Nothing(Vlsn::new(at).unwrap())),
+                moves_log,
                 settle: note(&settled),
                 back_out: note(&backed_out),
                 asked,
@@ -492,7 +497,8 @@ mod tests {
             apply.step(Wait::Now).unwrap();
             assert_eq!(answer.take(Wait::Now), Ok(Some(())));
             let done = (settled.load(Ordering::SeqCst), backed_out.load(Ordering::SeqCst));
-            assert_eq!((done, installs.load(Ordering::SeqCst)), ((taken, !taken), usize::from(taken)));
+            let installed = installs.load(Ordering::SeqCst) - before;
+            assert_eq!((done, installed), ((taken, !taken), usize::from(taken)), "{at}");
             assert_eq!(state.applied.get(), if taken { at } else { 8 });
         }
     }
@@ -548,6 +554,7 @@ mod tests {
         let not = |what: &'static str| move || -> Result<(), Stop> { panic!("{what}") };
         state.ask(Request::Install(Install {
             items: Box::new(Endless),
+            moves_log: true,
             settle: Box::new(not("it is settled")),
             back_out: Box::new(not("it is backed out of")),
             asked,

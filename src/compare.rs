@@ -38,7 +38,7 @@ pub struct Difference {
     pub sides: Vec<Vec<usize>>,
 }
 
-/// A range that a node was not compared in.
+/// A range that a node was not compared in, or in which it was damaged at first.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Gap {
     /// Which node.
@@ -54,6 +54,8 @@ pub struct Gap {
 pub enum Why {
     /// Its entry at the beginning of the range is damaged.
     Damaged,
+    /// It said so of this entry, and could read it when it was asked again: it was compared.
+    Healed,
     /// It gave no digest from there on, and what it said.
     Failed(String),
 }
@@ -74,7 +76,8 @@ pub struct Findings {
 /// Compares the nodes over a range, from its first entry on, and ends at the first entry about which two of them differ.
 pub fn compare(range: VlsnRange, nodes: &mut dyn Nodes) -> Findings {
     let live = (0..nodes.count()).collect();
-    let mut comparison = Comparison { nodes, live, last: range.last(), findings: Findings::default() };
+    let mut comparison =
+        Comparison { nodes, live, last: range.last(), met: Vec::new(), findings: Findings::default() };
     let mut at = range.first();
     let mut fickle = 0;
     while let Some(rest) = VlsnRange::new(at, range.last()).filter(|_| comparison.live.len() > 1) {
@@ -108,6 +111,7 @@ pub fn compare(range: VlsnRange, nodes: &mut dyn Nodes) -> Findings {
         comparison.nodes.compared(last);
         at = last.next();
     }
+    comparison.tell_healed();
     comparison.findings
 }
 
@@ -117,6 +121,8 @@ struct Comparison<'a> {
     live: Vec<usize>,
     /// The last entry of the whole range.
     last: Vlsn,
+    /// Whose entries were said to be damaged.
+    met: Vec<(usize, Vlsn)>,
     findings: Findings,
 }
 
@@ -156,6 +162,7 @@ impl Comparison<'_> {
                     }
                     Answer::Damaged(at) if at <= first => damaged.push(node),
                     Answer::Damaged(at) if at <= wanted.last() => {
+                        self.met.push((node, at));
                         last = last.min(at.previous().unwrap_or(first));
                         asked.push(node);
                     }
@@ -212,6 +219,20 @@ impl Comparison<'_> {
         self.live.retain(|live| *live != node);
         let range = VlsnRange::new(from, self.last).unwrap_or_else(|| unreachable!("asked beyond the range"));
         self.findings.gaps.push(Gap { node, range, why: Why::Failed(why) });
+    }
+
+    /// Who finds damage has it healed, perhaps before it is asked about that entry by itself: it was damaged all the same.
+    fn tell_healed(&mut self) {
+        let findings = &mut self.findings;
+        for (node, at) in std::mem::take(&mut self.met) {
+            let compared =
+                findings.to >= Some(at) && findings.difference.as_ref().is_none_or(|found| at < found.at);
+            let within = |range: VlsnRange| range.first() <= at && at <= range.last();
+            let told = findings.gaps.iter().any(|gap| gap.node == node && within(gap.range));
+            if let Some(range) = VlsnRange::new(at, at).filter(|_| compared && !told) {
+                findings.gaps.push(Gap { node, range, why: Why::Healed });
+            }
+        }
     }
 
     /// Notes who was left out of a stretch for damage, together with the stretch right before it.

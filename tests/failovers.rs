@@ -17,8 +17,8 @@ use quorate::clock::Wait;
 use quorate::disk::Disk;
 use quorate::ids::VlsnRange;
 use quorate::{
-    Answer, Change, ChangeRefused, CommitError, Event, Outcome, Part, Policy, ReadError, Standing,
-    TokenError, TransferError, WriteRefused,
+    Answer, Change, ChangeRefused, CommitError, Event, Member, Outcome, Part, Policy, ReadError, SlotRefused,
+    Standing, TokenError, TransferError, WriteRefused,
 };
 use stage::{Stage, TIMEOUT};
 
@@ -458,6 +458,28 @@ fn a_transfer_says_who_took_over_and_does_not_claim_what_it_does_not_know() {
     stage.until("the transfer to end", || handover.outcome().is_some());
     assert_eq!(handover.outcome(), Some(Ok(())));
     assert_eq!(stage.node(others(at)[1]).part(), Part::Master);
+}
+
+#[test]
+fn a_master_that_hands_over_writes_nothing_of_its_own_that_the_heir_would_lack() {
+    let stage = Stage::group(16, &["n1", "n2"]);
+    let old = stage.master();
+    let heir = id(stage.actors[1 - old].name);
+    stage.settle();
+    let node = stage.node(old);
+    let last = node.last();
+    let handover = node.transfer(Some(&heir), Duration::from_secs(5)).unwrap();
+    // Two vote, and each is needed: the heir with this would not get the other's vote without it.
+    let slot = node.create_slot("backup", None);
+    assert!(matches!(slot, Err(SlotRefused::Write(WriteRefused::HandingOver))), "{slot:?}");
+    let add = Member { address: None, ..Member::electable(id("n3")) };
+    let change = node.change(&Change::Add(add));
+    assert!(matches!(change, Err(ChangeRefused::Write(WriteRefused::HandingOver))), "{change:?}");
+    assert_eq!(node.last(), last);
+    stage.until("the transfer to end", || handover.outcome().is_some());
+    assert_eq!(handover.outcome(), Some(Ok(())));
+    let new = stage.node(1 - old);
+    stage.until("the heir to take such writes", || new.create_slot("backup", None).is_ok());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! Needs strace; says so and passes where there is none. Some of the places are tried, `QUORATE_KILLS=all` tries each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -53,36 +54,95 @@ fn all() -> bool {
     std::env::var("QUORATE_KILLS").is_ok_and(|kills| kills == "all")
 }
 
+/// A system call at which a process is to die.
+struct Place {
+    call: String,
+    /// Only calls that touch this file count.
+    file: Option<PathBuf>,
+    /// The how manieth of one thread.
+    at: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{} {}", self.call, self.at)?;
+        match &self.file {
+            Some(file) => write!(to, " of {}", file.display()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The command under strace, which only writes down the calls.
 fn watched(log: &Path) -> Command {
     let mut command = Command::new("strace");
-    command.args(["-f", "-o"]).arg(log).arg(format!("-etrace={CALLS}")).arg(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["-f", "-y", "-o"]).arg(log).arg(format!("-etrace={CALLS}"));
+    command.arg(env!("CARGO_BIN_EXE_quorate"));
     command
 }
 
-/// The command under strace, which kills it at its `at`th `call` (of one thread).
-fn doomed(call: &str, at: usize) -> Command {
+/// The command under strace, which kills it there.
+fn doomed(place: &Place) -> Command {
     let mut command = Command::new("strace");
-    command.args(["-f", "-o", "/dev/null", &format!("-etrace={call}")]);
-    command.arg(format!("-einject={call}:signal=KILL:when={at}")).arg(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["-f", "-o", "/dev/null", &format!("-etrace={}", place.call)]);
+    if let Some(file) = &place.file {
+        command.arg("-P").arg(file);
+    }
+    command.arg(format!("-einject={}:signal=KILL:when={}", place.call, place.at));
+    command.arg(env!("CARGO_BIN_EXE_quorate"));
     command
 }
 
-/// How often each call was made by the thread that made most of them.
-fn counted(log: &Path) -> Vec<(String, usize)> {
-    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+/// The calls that were written down, each as often as the thread made it that made most of them: whatever they touched, and those
+/// that touched the same file in `own`. A segment has another name each time, and is no such file.
+fn places(log: &Path, own: &Path) -> Vec<Place> {
+    let inside = format!("{}/", own.display());
+    let mut counts: BTreeMap<(String, Option<PathBuf>, String), usize> = BTreeMap::new();
     for line in fs::read_to_string(log).unwrap().lines() {
-        let mut words = line.split_whitespace();
-        let (Some(thread), Some(rest)) = (words.next(), words.next()) else { continue };
-        let Some((call, _)) = rest.split_once('(') else { continue };
-        *counts.entry((call.to_owned(), thread.to_owned())).or_default() += 1;
+        let Some((thread, rest)) = line.split_once(char::is_whitespace) else { continue };
+        let Some((call, arguments)) = rest.trim_start().split_once('(') else { continue };
+        let known = |name: &str| CALLS.split(',').any(|call| call == name);
+        if !known(call) {
+            continue;
+        }
+        *counts.entry((call.to_owned(), None, thread.to_owned())).or_default() += 1;
+        let Some((_, file)) = arguments.split_once(&inside) else { continue };
+        let file = file.split(['>', '"']).next().unwrap();
+        if !file.contains("0000") {
+            *counts.entry((call.to_owned(), Some(own.join(file)), thread.to_owned())).or_default() += 1;
+        }
     }
-    let mut most: BTreeMap<String, usize> = BTreeMap::new();
-    for ((call, _), count) in counts {
-        let most = most.entry(call).or_default();
+    let mut most: BTreeMap<(String, Option<PathBuf>), usize> = BTreeMap::new();
+    for ((call, file, _), count) in counts {
+        let most = most.entry((call, file)).or_default();
         *most = count.max(*most);
     }
-    most.into_iter().collect()
+    let each = most.into_iter().flat_map(|((call, file), count)| {
+        (1..=count).map(move |at| Place { call: call.clone(), file: file.clone(), at })
+    });
+    each.collect()
+}
+
+/// What was under way in this node's directory when it died.
+fn under_way(own: &Path) -> &'static str {
+    if own.join("log/install").exists() {
+        "installing"
+    } else if fs::read_dir(own.join("snapshot")).is_ok_and(|mut names| names.next().is_some()) {
+        "fetching"
+    } else if own.join("log").exists() {
+        "in its log"
+    } else {
+        "at its start"
+    }
+}
+
+/// How often each of these came out, in words.
+fn tallied<'a>(outcomes: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
+    let mut tally = BTreeMap::new();
+    for outcome in outcomes {
+        *tally.entry(outcome).or_default() += 1;
+    }
+    tally
 }
 
 struct Process(Child);
@@ -190,7 +250,7 @@ fn a_restore_that_dies_is_refused_by_name_or_whole() {
     let restore = ["restore", "--from", archive, "--to", path, "--node", "r1", "--group", OTHER];
     let log = dir.path().join("strace.log");
     assert!(watched(&log).args(restore).output().unwrap().status.success());
-    let places = counted(&log);
+    let places = places(&log, &to);
     let small = dir.path().join("r1.toml");
     let text = format!(
         "group = \"{OTHER}\"\nnode = \"r1\"\ndir = \"restored\"\nlisten = \"127.0.0.1:{}\"\n",
@@ -207,42 +267,41 @@ fn a_restore_that_dies_is_refused_by_name_or_whole() {
         assert_eq!(works(&["kv", "get", "--config", own, "k39"]), format!("{}\n", "1.".repeat(6000)));
     };
     opens();
-    let (mut kills, mut whole, mut unfinished, mut nothing) = (0, 0, 0, 0);
-    for (call, count) in &places {
-        for at in 1..=*count {
-            let _gone = fs::remove_dir_all(&to);
-            let died = !doomed(call, at).args(restore).output().unwrap().status.success();
-            assert!(died, "{call} {at} of {count}");
-            kills += 1;
-            let empty = fs::read_dir(&to).map_or(true, |mut names| names.next().is_none());
-            if empty {
-                nothing += 1;
-            } else if to.join("state").exists() {
-                // Everything was there before this.
-                assert!(!quorate(&restore).status.success());
-                opens();
-                whole += 1;
-                continue;
-            } else {
-                let again = quorate(&restore);
-                let why = said(&again);
-                let named = why.contains("did not end: remove the directory") || why.contains("is not empty");
-                assert!(!again.status.success() && named, "{call} {at}: {why}");
-                let opened = Command::new("timeout")
-                    .args(["20", env!("CARGO_BIN_EXE_quorate"), "node", "--config", own])
-                    .output()
-                    .unwrap();
-                assert_eq!(opened.status.code(), Some(1), "{call} {at}: {}", said(&opened));
-                assert!(said(&opened).contains("restored"), "{call} {at}: {}", said(&opened));
-                unfinished += 1;
-                fs::remove_dir_all(&to).unwrap();
-            }
-            works(&restore);
+    let mut outcomes = Vec::new();
+    for place in &places {
+        let _gone = fs::remove_dir_all(&to);
+        let died = !doomed(place).args(restore).output().unwrap().status.success();
+        assert!(died, "{place}");
+        let empty = fs::read_dir(&to).map_or(true, |mut names| names.next().is_none());
+        if empty {
+            outcomes.push("left nothing");
+        } else if to.join("state").exists() {
+            // Everything was there before this.
+            assert!(!quorate(&restore).status.success());
+            opens();
+            outcomes.push("whole");
+            continue;
+        } else {
+            let again = quorate(&restore);
+            let why = said(&again);
+            let named = why.contains("did not end: remove the directory") || why.contains("is not empty");
+            assert!(!again.status.success() && named, "{place}: {why}");
+            let opened = Command::new("timeout")
+                .args(["20", env!("CARGO_BIN_EXE_quorate"), "node", "--config", own])
+                .output()
+                .unwrap();
+            assert_eq!(opened.status.code(), Some(1), "{place}: {}", said(&opened));
+            assert!(said(&opened).contains("restored"), "{place}: {}", said(&opened));
+            outcomes.push("refused");
+            fs::remove_dir_all(&to).unwrap();
         }
+        works(&restore);
     }
     opens();
-    println!("{kills} kills: {nothing} left nothing, {unfinished} were refused, {whole} were whole");
-    assert!(unfinished > 20 && whole > 0 && nothing > 0);
+    let tally = tallied(outcomes.iter().copied());
+    println!("{} kills: {tally:?}", outcomes.len());
+    let [nothing, refused, whole] = ["left nothing", "refused", "whole"].map(|outcome| tally.get(outcome));
+    assert!(refused > Some(&20) && whole > Some(&0) && nothing > Some(&0), "{tally:?}");
 }
 
 #[test]
@@ -296,35 +355,44 @@ fn a_node_that_dies_at_a_system_call_comes_back_equal() {
     n3 = start("n3", watched(&log));
     live(1, &mut n3);
     n3.kill();
-    let mut places: Vec<(String, usize)> = Vec::new();
-    for (call, count) in counted(&log) {
-        places.extend((1..=count).map(|at| (call.clone(), at)));
-    }
-    assert!(places.len() > 100, "{places:?}");
+    let places = places(&log, &own);
+    assert!(places.len() > 100, "{}", places.len());
     let said = fs::read_to_string(dir.path().join("n3.out")).unwrap();
     assert!(said.contains("stands on the snapshot at VLSN "), "{said}");
     let tried = if all() { places.len() } else { FEW.min(places.len()) };
-    let (mut died, mut fetched) = (0, 0);
+    let mut outcomes: Vec<&'static str> = Vec::new();
+    let mut fetched = 0;
     for number in 0..tried {
         // Far from each other, so that a few are of all kinds.
-        let (call, at) = &places[number * places.len() / tried];
+        let place = &places[number * places.len() / tried];
         // Every other time it begins with nothing.
         if number % 2 == 0 {
             fs::remove_dir_all(&own).unwrap();
             fetched += 1;
         }
-        n3 = start("n3", doomed(call, *at));
+        let began = Stopwatch::start();
+        n3 = start("n3", doomed(place));
         live(number + 2, &mut n3);
-        died += usize::from(n3.0.try_wait().unwrap().is_some());
+        let died = n3.0.try_wait().unwrap().is_some();
         n3.kill();
+        outcomes.push(if died { under_way(&own) } else { "not at all" });
+        let lived = began.elapsed();
         n3 = start("n3", plain());
         let began = Stopwatch::start();
         while !is_back() {
             let out = fs::read_to_string(dir.path().join("n3.out")).unwrap();
-            assert!(began.elapsed() < PATIENCE, "{call} {at}: {:#}\n{out}", status());
+            assert!(began.elapsed() < PATIENCE, "{place}: {:#}\n{out}", status());
         }
         let verified = quorate(&["verify", "--config", config]);
-        assert_ne!(verified.status.code(), Some(1), "{call} {at}: {}", self::said(&verified));
+        let back = began.elapsed();
+        assert_ne!(verified.status.code(), Some(1), "{place}: {}", self::said(&verified));
+        println!(
+            "{place}{}: died {} after {lived:.1?}, equal {back:.1?} later{}",
+            if number % 2 == 0 { ", from nothing" } else { "" },
+            outcomes.last().unwrap(),
+            if verified.status.success() { "" } else { ", as far as it was compared" }
+        );
+        assert_eq!(under_way(&own), "in its log", "{place}: {}", self::said(&verified));
         n3.kill();
     }
     n3 = start("n3", plain());
@@ -338,6 +406,8 @@ fn a_node_that_dies_at_a_system_call_comes_back_equal() {
     let archive = dir.path().join("archive");
     let archive = archive.to_str().unwrap();
     works(&["archive", "verify", archive]);
-    println!("{tried} places of {}: it died at {died}, and began with nothing at {fetched}", places.len());
-    assert!(died * 4 >= tried, "{died} of {tried}");
+    let tally = tallied(outcomes.iter().copied());
+    println!("{tried} places of {}, it began with nothing at {fetched}; died: {tally:?}", places.len());
+    let lived = tally.get("not at all").copied().unwrap_or_default();
+    assert!((tried - lived) * 4 >= tried, "{tally:?}");
 }

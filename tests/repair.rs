@@ -306,6 +306,49 @@ fn damage_that_everybody_else_has_pruned_and_the_engine_needs_is_passed_by_a_sna
 }
 
 #[test]
+fn damage_that_everybody_else_has_pruned_is_passed_by_a_snapshot_also_where_nobody_can_lead_without_that_node()
+ {
+    for seed in 110..116 {
+        let mut stage = Stage::new(seed, &["n1", "n2"]);
+        // What n2 has sealed and pruned is in what n1 has not sealed yet.
+        stage.actors[0].config.base.segment_bytes = 1 << 20;
+        for at in 0..2 {
+            stage.actors[at].book.gives.store(true, std::sync::atomic::Ordering::SeqCst);
+            stage.create(at);
+        }
+        stage.settle();
+        for number in 0..80_u32 {
+            stage.write(&vec![number as u8 | 1; 2000 + number as usize]);
+        }
+        stage.until("n2 to have pruned it", || {
+            for node in stage.up() {
+                let _perhaps_later = node.prune(v(60));
+            }
+            stage.node(1).log().oldest() > Some(v(25))
+        });
+        stage.settle();
+        stage.run(Duration::from_millis(100));
+        let before = stage.agreed();
+        for at in 0..2 {
+            stage.actors[at].sim.kill();
+            stage.actors[at].up = None;
+        }
+        let (path, offset, len) = places(&stage, 0)[&v(20)].clone();
+        flip(&stage, 0, &path, offset + len as u64 - 1);
+        (0..2).for_each(|at| stage.open(at));
+        assert!(
+            matches!(stage.node(0).standing(), Standing::Damaged { from, .. } if from == v(20)),
+            "{:?}",
+            stage.node(0).standing()
+        );
+        stage.until("both to be whole", || stage.up().all(|node| node.standing().counts()));
+        stage.write(b"after");
+        stage.settle();
+        assert!(stage.agreed().starts_with(&before), "seed {seed}: nothing was lost");
+    }
+}
+
+#[test]
 fn a_node_that_is_alone_refuses_damage_by_name_and_drops_nothing() {
     for (seed, sealed) in [(80, false), (81, true)] {
         let mut stage = Stage::group(seed, &["n1"]);

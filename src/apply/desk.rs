@@ -75,6 +75,8 @@ pub(crate) enum NoSnapshot {
 /// A snapshot for the engine to take in.
 pub(crate) struct Install {
     pub items: Box<dyn Items + Send>,
+    /// The log is put on it, too: then it is of use also to an engine that stands just there.
+    pub moves_log: bool,
     /// What is to be done when the engine has it, before anything else is applied: the log is put on it.
     pub settle: Box<dyn FnOnce() -> Result<(), Stop> + Send>,
     /// What is to be done instead if the engine is beyond it by now.

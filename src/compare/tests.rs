@@ -127,6 +127,7 @@ proptest! {
             let first = gap.range.first().get() as usize;
             match gap.why {
                 Why::Damaged => prop_assert_eq!(all[gap.node].entries[first - 1], None),
+                Why::Healed => prop_assert!(false, "nothing heals here"),
                 Why::Failed(_) => prop_assert!(all[gap.node].fails_at <= first),
             }
         }
@@ -166,6 +167,36 @@ fn a_difference_in_a_large_log_is_found_in_few_questions() {
     let (found, stores) = run(&[store.clone(), other, store]);
     assert_eq!(found.difference, Some(Difference { at: v(77_777), sides: vec![vec![0, 2], vec![1]] }));
     assert!(stores.asked <= 20, "{} questions", stores.asked);
+}
+
+#[test]
+fn damage_that_is_healed_before_it_is_asked_about_again_is_told() {
+    struct Healing(Stores);
+    impl Nodes for Healing {
+        fn count(&self) -> usize {
+            self.0.count()
+        }
+        fn digest(&mut self, whom: &[usize], range: VlsnRange) -> Vec<Answer> {
+            let answers = self.0.digest(whom, range);
+            for (node, answer) in whom.iter().zip(&answers) {
+                if let Answer::Damaged(at) = answer {
+                    self.0.all[*node].entries[at.get() as usize - 1] = Some(1);
+                }
+            }
+            answers
+        }
+        fn compared(&mut self, to: Vlsn) {
+            self.0.compared(to);
+        }
+    }
+    let store = Store { entries: vec![Some(1); 20], most: 100, fails_at: usize::MAX };
+    let mut damaged = store.clone();
+    (damaged.entries[6], damaged.entries[12]) = (None, None);
+    let mut nodes = Healing(Stores { all: vec![store, damaged], ..Stores::default() });
+    let found = compare(VlsnRange::new(v(1), v(20)).unwrap(), &mut nodes);
+    assert_eq!((found.to, &found.difference), (Some(v(20)), &None));
+    let healed = |at: u64| Gap { node: 1, range: VlsnRange::new(v(at), v(at)).unwrap(), why: Why::Healed };
+    assert_eq!(found.gaps, [healed(7), healed(13)]);
 }
 
 #[test]

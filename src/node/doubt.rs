@@ -12,6 +12,7 @@ use crate::ids::{LogEnd, NodeId, Position, Term, Vlsn};
 use crate::log::Saved;
 use crate::members::{Member, Members, Role, Standing};
 use crate::node::group::Shared;
+use crate::node::stranded::Stranded;
 use crate::planted::{Bug, active};
 use crate::replica::ReplicaState;
 use crate::state::StateError;
@@ -173,6 +174,7 @@ pub(super) struct Doubt {
     saved: Option<Arc<Saved>>,
     /// Whom to believe without proof, and how far.
     believed: Option<(NodeId, Option<Vlsn>)>,
+    stranded: Stranded,
     /// Of damage: what nobody has.
     pub lost: Option<String>,
     /// The last entry that came back, while it is not known to be on the disk.
@@ -204,7 +206,7 @@ impl Shared {
             return Ok(now);
         }
         if let Some(to) = damage
-            && self.heal_from_saved(to)?
+            && (self.is_passed(to)? || self.heal_from_saved(to)?)
         {
             return Ok(now);
         }
@@ -217,6 +219,7 @@ impl Shared {
         // A master settles it, by what it sends; and nothing else may be written meanwhile.
         if self.is_fed() {
             doubt.asked = None;
+            doubt.stranded.moves();
             return Ok(now + self.core.config.heartbeat * 5);
         }
         if doubt.asked != Some(after) {
@@ -254,7 +257,8 @@ impl Shared {
                 doubt.lost = Some(lost);
             }
         }
-        doubt.answers.clear();
+        let answers = std::mem::take(&mut doubt.answers);
+        self.pass_by_snapshot(&mut doubt.stranded, now, after, &answers);
         doubt.asked = Some(after);
         doubt.asking.retain(|one| !one.has_ended());
         let asked = |member: &&Member| member.id != self.own.id && (damage.is_some() || member.is_voter());
@@ -307,6 +311,19 @@ impl Shared {
             },
             _ => Next::Done,
         }
+    }
+
+    /// Whether a snapshot was put in the place of all that was damaged: then nothing is missing any more.
+    fn is_passed(&self, to: Vlsn) -> Result<bool, Stop> {
+        let installing = self.following.get().is_some_and(|following| following.is_installing());
+        if installing || self.core.log.base().is_none_or(|base| base.vlsn < to) {
+            return Ok(false);
+        }
+        let passed = self.election.state().update(|mut state| {
+            state.standing = Standing::Full { since: state.term };
+            state
+        });
+        passed.map(|_| true).map_err(Stop::failed)
     }
 
     /// Takes what was cut off behind damage back, as far as it continues the log. Whether there was any, or none is needed.

@@ -18,7 +18,7 @@ use crate::node::group::Shared;
 use crate::node::install::{Begun, back_out, begin_install, settle};
 use crate::replica::FollowError;
 use crate::runtime::Running;
-use crate::snapshot::{STAGING, Sealed, Sealing, StageError, Staged, Staging, discard};
+use crate::snapshot::{LogPart, STAGING, Sealed, Sealing, StageError, Staged, Staging, discard};
 use crate::watermark::rest;
 use crate::wire::message::{
     MAX_CHUNK, Message, SnapshotAck, SnapshotBegin, SnapshotPlace, SnapshotRequest, TransferStatus,
@@ -46,10 +46,21 @@ struct Fetch {
 /// What is needed.
 #[derive(Clone)]
 struct Need {
-    /// That of the master who said so last; `None`: this node's engine alone needs it.
-    term: Option<Term>,
-    /// The entry before the master's oldest, or before this log's: the snapshot has to stand here or later.
+    whose: Whose,
+    /// The entry before the master's oldest, or before this log's, or the first that is in doubt: the snapshot has to stand
+    /// here or later.
     least: Option<Vlsn>,
+}
+
+/// For what a snapshot is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Whose {
+    /// The master of this term said so last.
+    Term(Term),
+    /// This node's engine alone needs it.
+    Engine,
+    /// What was here and may be lost nobody has any more as entries, and no master settles it.
+    Doubt,
 }
 
 impl Fetching {
@@ -79,19 +90,34 @@ impl Shared {
         if self.following.get().is_none_or(|following| following.is_installing()) {
             return false;
         }
-        self.begin_fetch(Need { term: Some(term), least: oldest.and_then(Vlsn::previous) }, from)
+        self.begin_fetch(Need { whose: Whose::Term(term), least: oldest.and_then(Vlsn::previous) }, from)
     }
 
     /// This node's engine needs a snapshot, to which its log reaches back.
     pub fn fetch_for_engine(self: &Arc<Shared>, least: Option<Vlsn>, from: Address) {
-        self.begin_fetch(Need { term: None, least }, from);
+        self.begin_fetch(Need { whose: Whose::Engine, least }, from);
+    }
+
+    /// This node's log ends where others have pruned, and it does not count before it has what was behind that.
+    pub fn fetch_for_doubt(self: &Arc<Shared>, least: Option<Vlsn>, from: Address) {
+        self.begin_fetch(Need { whose: Whose::Doubt, least }, from);
+    }
+
+    /// This node follows: what a fetch of an earlier life left in the middle is not gone on with.
+    pub fn forget_unneeded_fetch(&self) {
+        if self.fetching.runs() || self.core.apply.lacks() {
+            return;
+        }
+        if let Err(error) = discard(&*self.core.host.disk, &self.core.config.dir.join(STAGING)) {
+            log::warn!("a snapshot that is not needed any more is left behind: {error}");
+        }
     }
 
     fn begin_fetch(self: &Arc<Shared>, need: Need, from: Address) -> bool {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
             // It goes on, if what it fetches is still of use; the worker sees to that.
-            if need.term.is_some() {
+            if need.whose != Whose::Engine {
                 *fetch.need.lock() = need;
             }
             return true;
@@ -123,7 +149,7 @@ impl Shared {
             let own = own.upgrade();
             node.fetching.0.lock().take_if(|fetch| own.as_ref().is_some_and(|own| Arc::ptr_eq(fetch, own)));
             node.core.poison.strike(stop);
-            let asked = own.as_ref().is_some_and(|own| own.need.lock().term.is_some());
+            let asked = own.as_ref().is_some_and(|own| matches!(own.need.lock().whose, Whose::Term(_)));
             if !asked {
                 // Whatever streams is none of its business.
                 node.lacking.failed(own.and_then(|fetch| fetch.failed.lock().take()));
@@ -306,7 +332,7 @@ impl Fetcher {
         let ended = self.take(node, &mut line, message)?;
         line.buffer = buffer;
         self.stage = match ended {
-            Some(sealing) => Stage::Seals(Box::new(sealing), line),
+            Some(sealing) => Stage::Seals(sealing, line),
             None => Stage::Connected(line),
         };
         Ok(Step::Worked)
@@ -318,7 +344,7 @@ impl Fetcher {
         node: &Shared,
         line: &mut Line,
         message: Message<'_>,
-    ) -> Result<Option<Sealing>, Failed> {
+    ) -> Result<Option<Box<Sealing>>, Failed> {
         if !line.begun {
             return match message {
                 Message::SnapshotBegin(begin) => self.begin(node, line, &begin).map(|()| None),
@@ -358,14 +384,14 @@ impl Fetcher {
     }
 
     /// Reads the next piece back: between two of them a closing node ends this worker.
-    fn seal(&mut self, node: &Shared, sealing: Sealing, mut line: Line) -> Result<Step, Failed> {
+    fn seal(&mut self, node: &Shared, sealing: Box<Sealing>, mut line: Line) -> Result<Step, Failed> {
         self.stage = match sealing.step()? {
-            Sealed::Not(more) => Stage::Seals(Box::new(more), line),
+            Sealed::Not(more) => Stage::Seals(more, line),
             Sealed::Whole(staged) => {
                 let at = line.end;
                 // It may not hear it: then it keeps the snapshot for a while in vain.
                 let _unsaid = self.send(node, &mut line, &Message::SnapshotAck(SnapshotAck { at }));
-                Stage::Whole(Box::new(staged))
+                Stage::Whole(staged)
             }
         };
         Ok(Step::Worked)
@@ -406,7 +432,10 @@ impl Fetcher {
         if Some(staged.base().at.vlsn) < need.least {
             return Err(Failed::Useless("the master has no longer what follows on it".to_owned()));
         }
-        if need.term.is_none() {
+        if need.whose == Whose::Doubt && node.election.state().state().standing.counts() {
+            return Err(Failed::Useless("what was in doubt is settled".to_owned()));
+        }
+        if need.whose == Whose::Engine {
             // The log brings on what follows: it has to have come so far.
             let (at, life) = (staged.base().at, node.core.log.life());
             match life.written.wait(at.vlsn.get(), wait) {
@@ -433,11 +462,7 @@ impl Fetcher {
             Begun::Install(part) => part,
             Begun::Not(why) => return Err(Failed::Useless(why)),
         };
-        log::info!(
-            "installing the snapshot at VLSN {}, needed in term {:?}",
-            staged.base().at.vlsn,
-            need.term
-        );
+        log::info!("installing the snapshot at VLSN {}, needed by {:?}", staged.base().at.vlsn, need.whose);
         let (answer, asked) = Answer::new();
         let (weak, base) = (Arc::downgrade(node), staged.base().clone());
         let settle = Box::new(move || match weak.upgrade() {
@@ -446,8 +471,8 @@ impl Fetcher {
         });
         let weak = Arc::downgrade(node);
         let back_out = Box::new(move || weak.upgrade().map_or(Err(Stop::Done), |node| back_out(&node)));
-        let items = Box::new(staged);
-        node.core.apply.ask(Request::Install(Install { items, settle, back_out, asked }));
+        let (items, moves_log) = (Box::new(staged), part == LogPart::Replaced);
+        node.core.apply.ask(Request::Install(Install { items, moves_log, settle, back_out, asked }));
         self.stage = Stage::Installs(answer);
         Ok(Step::Worked)
     }
@@ -461,7 +486,7 @@ impl Fetcher {
             }
             Stage::Dial { .. } => self.dial(node, wait),
             Stage::Connected(line) => self.receive(node, line, wait),
-            Stage::Seals(sealing, line) => self.seal(node, *sealing, line),
+            Stage::Seals(sealing, line) => self.seal(node, sealing, line),
             Stage::Whole(staged) => self.install(node, *staged, wait),
             Stage::Installs(answer) => match answer.take(wait) {
                 Ok(Some(())) => Err(Failed::Stop(Stop::Done)),

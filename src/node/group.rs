@@ -480,6 +480,7 @@ impl Guide for Ties {
         if node.own.role == Role::Arbiter {
             return;
         }
+        node.forget_unneeded_fetch();
         let source = Arc::new(NodeSource::new(node.core.log.clone(), Arc::clone(&node.core.apply)));
         let poison = Arc::clone(&node.core.poison);
         let weak = self.0.clone();

@@ -290,7 +290,7 @@ impl Shared {
             self.election.step_down(lead.term, "it was removed from the group");
             return;
         }
-        if !settled {
+        if !settled || lead.hands_over() {
             return;
         }
         if lead.feeders.newcomer_waits()

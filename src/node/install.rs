@@ -17,7 +17,7 @@ use crate::node::group::Shared;
 use crate::node::lacking::forget_mark;
 use crate::planted::{Bug, active};
 use crate::replica::following::Guide;
-use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, discard};
+use crate::snapshot::{Intent, LogPart, STAGING, StageError, Staged, Staging, discard};
 use crate::worker::Stop;
 
 /// The name of the base's file in the node's directory.
@@ -122,7 +122,8 @@ pub(super) fn begin_install(node: &Shared, staged: &Staged) -> Result<Begun, Sto
     let known = known.max(number(log.base().map(|base| base.vlsn)));
     let applied = node.core.apply.applied.get();
     let why = match part {
-        _ if applied >= at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
+        LogPart::Kept if applied == at.vlsn.get() => Some("the engine and the log have it".to_owned()),
+        _ if applied > at.vlsn.get() => Some(format!("the engine is at VLSN {applied}, beyond it")),
         LogPart::Replaced if known > at.vlsn.get() => {
             Some(format!("this node knows VLSN {known} to be committed, and the snapshot stands before it"))
         }
@@ -264,6 +265,21 @@ fn set_aside(disk: &dyn Disk, dir: &Path) -> Result<(), InstallError> {
     Ok(disk.sync_dir(dir).failed("sync", dir)?)
 }
 
+/// A crash may have come between the end of an install and the removal of what was staged, or amid that. Only what a fetch
+/// can go on with is left.
+fn clear_staged(host: &Host, dir: &Path, staging: &Path) -> Result<(), InstallError> {
+    let disk = &*host.disk;
+    let goes_on = match Staged::open(Arc::clone(&host.disk), staging) {
+        Ok(staged) => Some(staged.base().at.vlsn) > load_base(disk, dir)?.map(|base| base.at.vlsn),
+        // `begin` goes first of what is removed.
+        Err(_not_whole) => !matches!(Staging::resume(Arc::clone(&host.disk), staging), Ok(None)),
+    };
+    if !goes_on {
+        discard(disk, staging)?;
+    }
+    Ok(())
+}
+
 /// At open: finishes an install that had begun, before anything else looks at the engine or the log.
 pub(super) fn finish_install(
     host: &Host,
@@ -275,13 +291,7 @@ pub(super) fn finish_install(
     let mut finish = || -> Result<(), InstallError> {
         let staging = dir.join(STAGING);
         let Some(intent) = Intent::load(disk, &config.dir)? else {
-            // A crash may have come between the end of an install and the removal of what was staged.
-            let staged =
-                Staged::open(Arc::clone(&host.disk), &staging).ok().map(|staged| staged.base().at.vlsn);
-            let stands_on = load_base(disk, dir)?.map(|base| base.at.vlsn);
-            if staged.is_some() && staged <= stands_on {
-                discard(disk, &staging)?;
-            }
+            clear_staged(host, dir, &staging)?;
             return Ok(());
         };
         let mut staged = Staged::open(Arc::clone(&host.disk), &staging)?;

@@ -147,8 +147,17 @@ impl Lead {
         Ok(ticket)
     }
 
-    /// Appends an entry of quorate's own.
+    /// Whether it takes no writes, as it hands over.
+    pub fn hands_over(&self) -> bool {
+        self.handing_over.load(Ordering::SeqCst)
+    }
+
+    /// Appends an entry of quorate's own. Not while it hands over: an heir that was told to stand with everything would lack
+    /// this one, and get no vote from here.
     pub fn append_own(&self, kind: EntryKind, payload: &[u8]) -> Result<Ticket, WriteRefused> {
+        if self.hands_over() {
+            return Err(WriteRefused::HandingOver);
+        }
         let policy = Policy::MAJORITY;
         let ticket = self.put(&[NewEntry { kind, txn: None, payload }], policy)?;
         self.feeders.appended(ticket.token.vlsn, policy);
@@ -161,7 +170,7 @@ impl Lead {
         if let Some(entry) = entries.iter().find(|entry| reserved(entry.kind)) {
             return Err(WriteRefused::ReservedKind(entry.kind));
         }
-        if self.handing_over.load(Ordering::SeqCst) {
+        if self.hands_over() {
             return Err(WriteRefused::HandingOver);
         }
         self.feeders.admit(policy)?;

@@ -25,6 +25,7 @@ mod scrub;
 mod slots;
 mod snapshots;
 mod source;
+mod stranded;
 mod unhealable;
 mod verify;
 

@@ -248,6 +248,9 @@ impl Shared {
         if committed < Some(lead.start) {
             return Err(SlotRefused::TermNotCommitted(lead.term));
         }
+        if lead.hands_over() {
+            return Err(WriteRefused::HandingOver.into());
+        }
         match book.at() {
             Some(pending) if Some(pending) > committed => Err(SlotRefused::Pending(pending)),
             _ => Ok(()),

@@ -156,9 +156,9 @@ pub struct Sealing {
 /// What a step of reading back leads to.
 pub enum Sealed {
     /// There is more to be read.
-    Not(Sealing),
+    Not(Box<Sealing>),
     /// Everything is as it should be, and the manifest is durable.
-    Whole(Staged),
+    Whole(Box<Staged>),
 }
 
 impl Sealing {
@@ -167,25 +167,22 @@ impl Sealing {
         dir: PathBuf,
         base_bytes: Vec<u8>,
         items: Vec<StagedItem>,
-    ) -> Result<Sealing, StageError> {
+    ) -> Result<Box<Sealing>, StageError> {
         let base = Base::decode(&base_bytes)?;
         let digest = digest_of(&base_bytes, &items);
-        Ok(Sealing {
-            staged: Staged::new(disk, dir, base, digest, items),
-            base_bytes,
-            back: ReadBack::default(),
-        })
+        let staged = Staged::new(disk, dir, base, digest, items);
+        Ok(Box::new(Sealing { staged, base_bytes, back: ReadBack::default() }))
     }
 
     /// Reads a piece back and compares it with what it should be; behind the last, makes the manifest durable.
     ///
     /// # Errors
     /// [`StageError`]: then nothing of it may be used.
-    pub fn step(mut self) -> Result<Sealed, StageError> {
+    pub fn step(mut self: Box<Self>) -> Result<Sealed, StageError> {
         if !self.back.step(&self.staged)? {
             return Ok(Sealed::Not(self));
         }
-        let Sealing { staged, base_bytes, .. } = self;
+        let Sealing { staged, base_bytes, .. } = *self;
         let mut body = Vec::new();
         put_bytes(&mut body, &base_bytes);
         put_items(&mut body, &staged.items);
@@ -193,7 +190,7 @@ impl Sealing {
         let dir = &staged.dir;
         write_whole(&*staged.disk, dir, NAME, &seal(MAGIC, &body))?;
         staged.disk.sync_dir(dir).failed("sync", dir)?;
-        Ok(Sealed::Whole(staged))
+        Ok(Sealed::Whole(Box::new(staged)))
     }
 }
 

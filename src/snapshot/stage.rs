@@ -263,7 +263,7 @@ impl Staging {
         loop {
             match sealing.step()? {
                 Sealed::Not(more) => sealing = more,
-                Sealed::Whole(staged) => return Ok(staged),
+                Sealed::Whole(staged) => return Ok(*staged),
             }
         }
     }
@@ -272,7 +272,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`StageError`]: then nothing of it may be used.
-    pub fn end(mut self, end: &Whole) -> Result<Sealing, StageError> {
+    pub fn end(mut self, end: &Whole) -> Result<Box<Sealing>, StageError> {
         if let Some(current) = &self.current {
             log::debug!("item {} has not ended", current.name);
             return Err(StageError::Order { item: self.done.len() as u32 });
@@ -290,7 +290,8 @@ impl Staging {
     }
 }
 
-/// Removes a staged snapshot, whole or not. The manifest goes first: what is left is never taken for a whole one.
+/// Removes a staged snapshot, whole or not. `begin` goes first, then the manifest: what is left is taken neither for one that can
+/// go on nor for a whole one.
 ///
 /// # Errors
 /// [`StageError::Io`].

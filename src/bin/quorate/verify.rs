@@ -122,7 +122,10 @@ struct GapLine {
     node: String,
     first: u64,
     last: u64,
+    /// Of the first entry.
     damaged: bool,
+    /// It was, and was compared nevertheless.
+    healed: bool,
     why: String,
 }
 
@@ -245,9 +248,11 @@ fn log_report(range: VlsnRange, nodes: &[Compared], findings: &Findings) -> LogR
         node: nodes.get(gap.node).map_or_else(String::new, |one| one.status.node.to_string()),
         first: gap.range.first().get(),
         last: gap.range.last().get(),
-        damaged: gap.why == Why::Damaged,
+        damaged: matches!(gap.why, Why::Damaged | Why::Healed),
+        healed: gap.why == Why::Healed,
         why: match &gap.why {
             Why::Damaged => format!("its entry {} is damaged", gap.range.first()),
+            Why::Healed => format!("its entry {} was damaged, and has been healed since", gap.range.first()),
             Why::Failed(why) => why.clone(),
         },
     });
@@ -343,6 +348,7 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         };
         let side = log.difference.as_ref().and_then(|one| of(&one.sides));
         let word = match (side, gaps.first()) {
+            (_, Some(gap)) if gap.healed => "healed".to_owned(),
             (_, Some(gap)) if gap.damaged => "damaged".to_owned(),
             (_, Some(_)) => "in part".to_owned(),
             (Some(side), None) => side,
@@ -382,7 +388,11 @@ fn print(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
         (None, None) => writeln!(out, "no entry of the logs was compared")?,
     }
     for gap in &log.gaps {
-        writeln!(out, "{} was not compared from VLSN {} to {}: {}", gap.node, gap.first, gap.last, gap.why)?;
+        let GapLine { node, first, last, why, .. } = gap;
+        match gap.healed {
+            true => writeln!(out, "{node} was compared, but {why}")?,
+            false => writeln!(out, "{node} was not compared from VLSN {first} to {last}: {why}")?,
+        }
     }
     if let Some(engine) = &report.engine {
         match engine.sides.len() {
