@@ -117,8 +117,14 @@ impl Shared {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
             // It goes on, if what it fetches is still of use; the worker sees to that.
-            if need.whose != Whose::Engine {
+            // A master that said so waits for the end of it: only another's word takes the place of its own.
+            let before = fetch.need.lock().whose;
+            if matches!(need.whose, Whose::Term(_)) || (need.whose, before) == (Whose::Doubt, Whose::Engine) {
                 *fetch.need.lock() = need;
+                // What it waits for with a whole snapshot may be over.
+                if let Some(running) = &*fetch.running.lock() {
+                    running.poke();
+                }
             }
             return true;
         }
@@ -171,7 +177,10 @@ impl Shared {
         let runtime = &self.core.host.runtime;
         let running =
             runtime.spawn("snapshot-fetch".to_owned(), Box::new(worker), Vec::new(), Box::new(on_end));
-        *fetch.running.lock() = Some(running);
+        let mut place = fetch.running.lock();
+        // What is needed may have changed before it could be poked.
+        running.poke();
+        *place = Some(running);
         true
     }
 }
