@@ -56,8 +56,8 @@ pub enum Event {
         /// Where the snapshot stands.
         at: Vlsn,
     },
-    /// Entries were removed from the log before they were archived: nothing can ever be restored to them. Archiving goes on
-    /// with a new base.
+    /// Entries were removed from the log before they were archived, or are gone from the archive and the log: nothing can
+    /// ever be restored to them. Archiving goes on with a new base.
     ArchiveGap {
         /// Which.
         missing: VlsnRange,

@@ -160,7 +160,9 @@ fn line(event: &Event) -> String {
         }
         Event::Installed { at } => format!("stands on the snapshot at VLSN {at}"),
         Event::ArchiveGap { missing } => {
-            format!("VLSN {missing} were never archived, and nothing can be restored to them")
+            format!(
+                "VLSN {missing} are in neither the archive nor the log, and nothing can be restored to them"
+            )
         }
         Event::RolledBack { range, saved } => {
             let saved = saved.as_ref().map_or(String::new(), |path| format!("; kept in {}", path.display()));
