@@ -146,6 +146,65 @@ fn a_flip_that_nobody_read_is_found_by_scrub_and_healed_on_a_replica_and_on_a_ma
     }
 }
 
+/// Entries of a node's newest segment, from the first to the last.
+fn newest(stage: &Stage, at: usize) -> Vec<(Vlsn, (PathBuf, u64, usize))> {
+    let last = segments(stage, at).pop().unwrap();
+    places(stage, at).into_iter().filter(|(_, (path, ..))| *path == last).collect()
+}
+
+#[test]
+fn damage_in_the_segment_that_is_written_to_is_found_and_healed_though_nothing_more_is_written() {
+    // Found by a reader, or by scrub; on a replica, or on a master; in the newest entry, or in an older one, or in its header.
+    for case in 0..12_u64 {
+        let mut stage = filled(200 + case);
+        let (by_scrub, on_master) = (case % 2 == 0, case / 2 % 2 == 0);
+        let master = stage.master();
+        let at = if on_master { master } else { (master + 1) % 3 };
+        let before = entries(stage.node(at).log()).unwrap();
+        let entries_there = newest(&stage, at);
+        let (vlsn, (path, offset, len)) =
+            entries_there[(case / 4) as usize * (entries_there.len() - 1) / 2].clone();
+        let header = case % 3 == 0;
+        flip(&stage, at, &path, offset + if header { 9 } else { len as u64 / 2 });
+        if by_scrub {
+            scrub(&stage, at);
+        } else {
+            assert!(stage.node(at).log().payload(vlsn).is_err(), "case {case}");
+        }
+        stage.until("healing", || stage.node(at).log().damages_healed() == 1);
+        healed(&stage);
+        assert!(entries(stage.node(at).log()).unwrap().starts_with(&before), "case {case}");
+        // It is whole on the disk too, and written to as before.
+        stage.crash(at);
+        stage.open(at);
+        assert!(stage.node(at).standing().counts(), "case {case}");
+        stage.write(b"after");
+        healed(&stage);
+        assert!(entries(stage.node(at).log()).unwrap().starts_with(&before), "case {case}");
+    }
+}
+
+#[test]
+fn two_of_three_that_are_damaged_in_what_they_write_to_heal_each_other_and_go_on() {
+    for seed in 220..226 {
+        let mut stage = filled(seed);
+        let master = stage.master();
+        let [other, gone] = [(master + 1) % 3, (master + 2) % 3];
+        stage.crash(gone);
+        let before = entries(stage.node(master).log()).unwrap();
+        for (at, from_end) in [(other, 1), (master, 2)] {
+            let entries = newest(&stage, at);
+            let (vlsn, (path, offset, len)) = entries[entries.len() - from_end].clone();
+            flip(&stage, at, &path, offset + len as u64 / 2);
+            assert!(stage.node(at).log().payload(vlsn).is_err());
+        }
+        stage.until("both to be whole", || stage.up().all(|node| node.log().damaged().is_empty()));
+        stage.write_among(&[master, other], b"after");
+        healed(&stage);
+        assert!(entries(stage.node(other).log()).unwrap().starts_with(&before), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_damaged_master_steps_down_and_serves_nothing_of_it_until_it_is_healed() {
     let stage = filled(3);

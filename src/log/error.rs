@@ -248,6 +248,17 @@ pub enum FlushError {
     Closed,
 }
 
+impl FlushError {
+    /// Why what was staged was not written.
+    pub(super) fn of_write(error: AppendError) -> FlushError {
+        match error {
+            AppendError::Poisoned => FlushError::Poisoned,
+            AppendError::Closed => FlushError::Closed,
+            other => FlushError::Write(other),
+        }
+    }
+}
+
 /// Why the log was not truncated.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TruncateError {
