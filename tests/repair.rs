@@ -408,6 +408,41 @@ fn damage_that_everybody_else_has_pruned_is_passed_by_a_snapshot_also_where_nobo
 }
 
 #[test]
+fn a_node_that_is_alone_drops_damage_that_its_engine_is_beyond_and_leads_again_with_all_it_had() {
+    for seed in 82..86 {
+        let mut stage = Stage::group(seed, &["n1"]);
+        let mut slot = None;
+        stage.until("a slot", || {
+            slot = slot.or(stage.node(0).create_slot("backup", None).ok());
+            slot.is_some()
+        });
+        for number in 0..100_u8 {
+            stage.write(&vec![number | 1; 2000]);
+        }
+        stage.run(Duration::from_millis(100));
+        let before = stage.agreed();
+        let (path, offset, len) = places(&stage, 0)[&v(20)].clone();
+        flip(&stage, 0, &path, offset + len as u64 - 1);
+        scrub(&stage, 0);
+        stage.until("it to be dropped", || stage.node(0).log().damaged().is_empty());
+        assert!(stage.node(0).log().oldest() > Some(v(20)), "seed {seed}");
+        stage.write(b"after");
+        for reopens in [false, true] {
+            if reopens {
+                stage.crash(0);
+                stage.open(0);
+                stage.write(b"and later");
+            }
+            stage.settle();
+            let members = stage.node(0).members();
+            assert_eq!(members.iter().map(|one| one.id.to_string()).collect::<Vec<_>>(), ["n1"]);
+            assert!(stage.node(0).slots().find("backup").is_some(), "what the log began with says the base");
+            assert!(stage.agreed().starts_with(&before), "seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn a_node_that_is_alone_refuses_damage_by_name_and_drops_nothing() {
     for (seed, sealed) in [(80, false), (81, true)] {
         let mut stage = Stage::group(seed, &["n1"]);
