@@ -24,6 +24,25 @@ pub struct Base {
     pub history: Vec<TermSpan>,
 }
 
+/// A base carries the beginnings of so many terms, the latest: nobody agrees on a matchpoint before the base, and it has to
+/// fit into a frame.
+const MOST_TERMS: usize = 1024;
+
+/// Where each term began up to `at`, of what an earlier base and the log behind it say.
+pub fn history_up_to(
+    at: Vlsn,
+    before: Vec<TermSpan>,
+    log: impl IntoIterator<Item = TermSpan>,
+) -> Vec<TermSpan> {
+    let mut history = before;
+    for span in log.into_iter().filter(|span| span.first <= at) {
+        if history.last().is_none_or(|last| last.term < span.term && last.first < span.first) {
+            history.push(span);
+        }
+    }
+    history.split_off(history.len().saturating_sub(MOST_TERMS))
+}
+
 /// Why bytes are no base.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BadBase {
@@ -134,6 +153,21 @@ mod tests {
     use super::*;
     use crate::ids::NodeId;
     use crate::members::Member;
+
+    #[test]
+    fn a_base_carries_the_latest_terms_up_to_its_place_and_not_all_that_ever_were() {
+        let span =
+            |number: u64| TermSpan { term: Term::new(number as u32), first: Vlsn::new(number).unwrap() };
+        let mut history = Vec::new();
+        // Again and again a log begins with the last term of the base.
+        for start in (1..20_000).step_by(100) {
+            history = history_up_to(span(start + 100).first, history, (start..start + 200).map(span));
+            let last = history.last().copied();
+            assert_eq!(last, Some(span(start + 100)), "and no later one");
+        }
+        assert_eq!(history.len(), MOST_TERMS);
+        assert!(history.windows(2).all(|two| two[1].term.get() == two[0].term.get() + 1));
+    }
 
     #[test]
     fn a_base_round_trips_and_every_flip_and_cut_is_refused() {

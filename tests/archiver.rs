@@ -546,9 +546,14 @@ fn what_is_not_archived_is_kept_on_every_node_and_a_change_of_master_leaves_no_g
         assert!(node.log().oldest() <= Some(kept), "{:?} is gone, and not archived", node.log().oldest());
     }
     let old = grove.master().unwrap().status().node;
-    let handover = grove.master().unwrap().transfer(None, Duration::from_secs(10)).unwrap();
-    assert_eq!(handover.wait(patience()), Some(Ok(())));
-    until("the other to lead", || grove.master().is_some_and(|master| master.status().node != old));
+    until("the other to lead", || {
+        let Some(master) = grove.master() else { return false };
+        if master.status().node == old {
+            // Again, if the machine was too slow for the other's election.
+            let _begun = master.transfer(None, Duration::from_secs(10));
+        }
+        master.status().node != old
+    });
     let master = grove.master().unwrap();
     for _ in 0..50 {
         master.prune(token.vlsn).unwrap();

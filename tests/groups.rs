@@ -208,8 +208,15 @@ fn mastership_moves_to_a_named_node_and_comes_back() {
     for turn in 0..4 {
         let at = grove.master_at();
         let to = grove.places[(at + 1 + turn % 2) % 3].config.base.node.clone();
-        let handover = grove.places[at].node().transfer(Some(&to), Duration::from_secs(10)).unwrap();
-        assert_eq!(handover.wait(patience()), Some(Ok(())), "turn {turn}");
+        let mut begun = None;
+        until("the heir to be connected", || {
+            match grove.places[at].node().transfer(Some(&to), Duration::from_secs(10)) {
+                Ok(handover) => begun = Some(handover),
+                Err(error) => assert_eq!(error, TransferError::Unfit(to.clone()), "turn {turn}"),
+            }
+            begun.is_some()
+        });
+        assert_eq!(begun.unwrap().wait(patience()), Some(Ok(())), "turn {turn}");
         let token = grove.write(&format!("after turn {turn}"));
         grove.all_have(&token);
         until("the heir to lead", || grove.master().is_some_and(|master| master.status().node == to));

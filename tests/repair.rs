@@ -379,10 +379,13 @@ fn damage_that_everybody_else_has_pruned_is_passed_by_a_snapshot_also_where_nobo
         for number in 0..80_u32 {
             stage.write(&vec![number as u8 | 1; 2000 + number as usize]);
         }
+        stage.until("n2 to lead", || {
+            let heir = common::nodes::id("n2");
+            let _perhaps_later = stage.node(0).transfer(Some(&heir), Duration::from_secs(1));
+            stage.node(1).leads().is_some()
+        });
         stage.until("n2 to have pruned it", || {
-            for node in stage.up() {
-                let _perhaps_later = node.prune(v(60));
-            }
+            let _perhaps_later = stage.node(1).prune(v(60));
             stage.node(1).log().oldest() > Some(v(25))
         });
         stage.settle();

@@ -22,7 +22,7 @@ use quorate::wire::frame::{FrameHeader, HEADER_LEN};
 use quorate::wire::message::{Message, RejectReason, SnapshotId, SnapshotPlace, SnapshotRequest};
 use quorate::{
     Address, Admission, Config, Engine, EngineError, Entries, Health, Host, NewEntry, Node, NodeConfig,
-    NodeError, NodeId, Outcome, Policy, Replica, Snapshots, Token, Vlsn,
+    NodeError, NodeId, Outcome, Policy, Replica, Snapshots, Token, TransferError, Vlsn,
 };
 
 /// What an engine holds. It outlives the engine, as a store would.
@@ -335,6 +335,19 @@ impl Group {
         self.up().filter(|node| node.leads().is_some()).max_by_key(|node| node.leads())
     }
 
+    /// Moves mastership, as soon as the heir is connected to the master.
+    fn hand_over(&self, to: &NodeId) {
+        let mut begun = None;
+        until("the heir to be connected", || {
+            match self.places[self.master_at()].node().transfer(Some(to), Duration::from_secs(10)) {
+                Ok(handover) => begun = Some(handover),
+                Err(error) => assert_eq!(error, TransferError::Unfit(to.clone())),
+            }
+            begun.is_some()
+        });
+        assert_eq!(begun.unwrap().wait(patience()), Some(Ok(())));
+    }
+
     fn master_at(&self) -> usize {
         until("a master", || self.master().is_some());
         let term = self.master().and_then(Node::leads);
@@ -579,8 +592,7 @@ fn a_fetch_goes_on_when_the_master_changes_and_the_log_behind_it_is_pinned() {
     let old = group.master_at();
     let heir = (0..4).find(|one| ![old, at].contains(one)).unwrap();
     let heir = group.places[heir].config.base.node.clone();
-    let handover = group.places[old].node().transfer(Some(&heir), Duration::from_secs(10)).unwrap();
-    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    group.hand_over(&heir);
     group.write(50);
     assert_eq!(group.giver(), giver, "it gives still");
     group.installed(at);
@@ -599,8 +611,7 @@ fn a_new_master_keeps_its_log_for_a_receiver_that_has_not_come_back_to_it() {
     group.places[at].node = None;
     let heir = (0..4).find(|one| ![old, at, giver].contains(one)).unwrap();
     let name = group.places[heir].config.base.node.clone();
-    let handover = group.places[old].node().transfer(Some(&name), Duration::from_secs(10)).unwrap();
-    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    group.hand_over(&name);
     let node = group.places[heir].node();
     let oldest = node.log().oldest();
     let owner = format!("snapshot:n{at}");
@@ -790,6 +801,7 @@ fn a_provider_that_is_behind_refuses() {
     let group = Group::of(2, 10, |_, _| ());
     let last = group.write(5).vlsn;
     let master = group.places[group.master_at()].node();
+    until("the engine to have what is committed", || master.positions().applied >= Some(last));
     let (_gone, answer) = ask(master, "n1", Vlsn::new(last.get() + 1000), None);
     assert!(matches!(&answer, Message::Reject(it) if it.reason == RejectReason::NoSnapshot), "{answer:?}");
     let (_gone, answer) = ask(master, "n1", Some(last), None);
@@ -971,11 +983,41 @@ fn a_node_whose_store_is_gone_or_old_takes_a_snapshot_and_keeps_its_log() {
     }
     // It can lead with what it has.
     let name = group.places[at].config.base.node.clone();
-    let handover =
-        group.places[group.master_at()].node().transfer(Some(&name), Duration::from_secs(10)).unwrap();
-    assert_eq!(handover.wait(patience()), Some(Ok(())));
+    group.hand_over(&name);
     let token = group.write(5);
     group.all_have(&token);
+}
+
+#[test]
+fn a_node_whose_store_is_gone_votes_for_one_who_has_more_and_then_gets_its_snapshot() {
+    for pruned in [false, true] {
+        let mut group = Group::of(3, 100_000, |_, _| ());
+        group.write(320);
+        group.prune();
+        let (master, at) = (group.master_at(), group.down(false));
+        group.write(if pruned { 320 } else { 5 });
+        if pruned {
+            let last = group.places[at].shelf.last();
+            until("what it lacks to be pruned", || {
+                group.up().for_each(|node| _ = node.prune(v(u64::MAX >> 1)).unwrap());
+                group.up().all(|node| node.log().oldest() > last)
+            });
+        }
+        let other = 3 - master - at;
+        group.places.iter_mut().for_each(|place| place.node = None);
+        group.places[at].shelf = Arc::default();
+        for at in [other, at] {
+            // The snapshot is there before anybody leads.
+            group.places[at].config.election_timeout = Duration::from_secs(2);
+            group.places[at].open();
+        }
+        // The other has all that was committed: it leads, and what the snapshot is behind comes from its log.
+        group.installed(at);
+        let token = group.write(5);
+        let node = group.places[at].node();
+        assert!(node.wait_for(&token, patience()).unwrap(), "pruned {pruned}: {:?}", node.last_error());
+        assert!(group.places[other].node().leads().is_some());
+    }
 }
 
 #[test]

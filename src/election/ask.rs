@@ -23,8 +23,6 @@ pub(crate) type OnAnswer = Box<dyn FnMut(Term, &Message<'_>, &dyn Channel) -> Ne
 pub(crate) enum Next {
     /// Another answer is awaited.
     Await,
-    /// Another answer is awaited, so long.
-    AwaitUntil(Deadline),
     /// The talk is over.
     Done,
 }
@@ -139,10 +137,6 @@ impl Worker for Ask {
         self.buffer = buffer;
         match next {
             Next::Await => Ok(Step::Worked),
-            Next::AwaitUntil(until) => {
-                self.question.until = until;
-                Ok(Step::Worked)
-            }
             Next::Done => self.finish(),
         }
     }

@@ -33,13 +33,13 @@ use crate::wire::message::{Round, Vote, VoteReason, VoteReply, WhyNot};
 pub(crate) trait Office: Send + Sync {
     /// Where the log ends; for an arbiter, its mark.
     fn log_end(&self) -> LogEnd;
-    /// Whether the node could lead: its disk and engine work.
+    /// Whether the node works: its disk and engine do. Else it neither leads nor votes.
     fn able(&self) -> bool;
-    /// Whether nothing of its log is known to be damaged: else it does not lead, but votes.
+    /// Whether nothing of its log is known to be damaged, and its engine can follow the log: else it does not lead, but votes.
     fn whole(&self) -> bool {
         true
     }
-    /// Leading without a whole log: whether it is handing over, and need not step down yet.
+    /// Leading and not whole: whether it is handing over, and need not step down yet.
     fn hands_over(&self) -> bool {
         false
     }

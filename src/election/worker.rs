@@ -106,7 +106,7 @@ impl Election {
             drop(inner);
             let why = match (office.able(), office.whole()) {
                 (false, _) => "it has failed",
-                (true, false) => "its log is damaged",
+                (true, false) => "its log is damaged, or its engine waits for a snapshot",
                 (true, true) => "it hears no majority",
             };
             self.step_down(self.term(), why);

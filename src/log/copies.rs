@@ -80,6 +80,18 @@ impl Copies {
         Ok(())
     }
 
+    /// The first entry of these of which this giver gave no copy yet.
+    pub fn wanted_of(&self, giver: &str, of: VlsnRange) -> Option<Vlsn> {
+        let Some(giver) = self.givers.iter().position(|known| known.name == giver) else {
+            return Some(of.first());
+        };
+        let mut vlsn = of.first();
+        while self.copies.contains_key(&(vlsn, giver)) {
+            vlsn = vlsn.next();
+        }
+        (vlsn <= of.last()).then_some(vlsn)
+    }
+
     fn at(&self, vlsn: Vlsn) -> impl Iterator<Item = &Copied> {
         self.copies.range((vlsn, 0)..=(vlsn, usize::MAX)).map(|(_, copy)| copy)
     }

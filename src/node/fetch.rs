@@ -119,6 +119,10 @@ impl Shared {
             // It goes on, if what it fetches is still of use; the worker sees to that.
             if need.whose != Whose::Engine {
                 *fetch.need.lock() = need;
+                // What it waits for with a whole snapshot may be over.
+                if let Some(running) = &*fetch.running.lock() {
+                    running.poke();
+                }
             }
             return true;
         }
@@ -171,7 +175,10 @@ impl Shared {
         let runtime = &self.core.host.runtime;
         let running =
             runtime.spawn("snapshot-fetch".to_owned(), Box::new(worker), Vec::new(), Box::new(on_end));
-        *fetch.running.lock() = Some(running);
+        let mut place = fetch.running.lock();
+        // What is needed may have changed before it could be poked.
+        running.poke();
+        *place = Some(running);
         true
     }
 }

@@ -256,11 +256,10 @@ impl Office for Ties {
             && !node.core.log.stuck()
             && !recent
             && !installing
-            && !node.core.apply.lacks()
     }
 
     fn whole(&self) -> bool {
-        self.0.upgrade().is_some_and(|node| node.is_whole())
+        self.0.upgrade().is_some_and(|node| node.is_whole() && !node.core.apply.lacks())
     }
 
     fn hands_over(&self) -> bool {

@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::address::Address;
 use crate::channel::Channel;
 use crate::clock::{Deadline, Wait};
 use crate::election::ask::{Asking, Next, OnAnswer, Question};
@@ -79,8 +77,7 @@ impl Mending {
 pub(super) struct Repair {
     node: Weak<Shared>,
     wounded: Option<Wounded>,
-    /// The conversations, and with whom.
-    asking: Vec<(Address, Asking)>,
+    asking: Vec<Asking>,
     /// When to ask again.
     next: Option<Deadline>,
 }
@@ -90,8 +87,8 @@ impl Repair {
         Repair { node: Arc::downgrade(node), wounded: None, asking: Vec::new(), next: None }
     }
 
-    /// Asks every other member for what is missing, but those who are still telling.
-    fn ask(&mut self, node: &Arc<Shared>, segment: Vlsn, missing: &[VlsnRange], round: Duration) {
+    /// Asks every other member for what is missing, each from where it last came to.
+    fn ask(&mut self, node: &Arc<Shared>, segment: Vlsn, missing: &[VlsnRange], until: Deadline) {
         let members = node.roll.members();
         let own = node.own.address.as_ref();
         let mut whom: Vec<_> = members
@@ -104,21 +101,26 @@ impl Repair {
                 whom.push(seed.clone());
             }
         }
-        self.asking.retain(|(_, one)| !one.has_ended());
-        whom.retain(|to| self.asking.iter().all(|(talks, _)| talks != to));
+        self.asking.retain(|one| !one.has_ended());
         for (turn, to) in whom.into_iter().enumerate() {
             let group = node.core.config.group;
             let message = Message::Survey(Survey { group, node: node.own.id.clone(), after: None });
             let (node_of, missing) = (Arc::downgrade(node), missing.to_vec());
             let giver = to.to_string();
-            let mut talk =
-                Talk { node: node_of, segment, missing, giver, round, peer: None, next: None, said: 0 };
+            let mut talk = Talk {
+                node: node_of,
+                segment,
+                missing,
+                giver,
+                afresh: false,
+                peer: None,
+                next: None,
+                said: 0,
+            };
             let on_answer: OnAnswer = Box::new(move |_, message, channel| talk.heard(message, channel));
             let term = node.election.term();
-            let until = node.core.clock.now() + round;
-            let question = Question { to: to.clone(), term, message, until, on_answer: Some(on_answer) };
-            let asking = Asking::start(&node.core.host.runtime, format!("heal-{turn}"), question);
-            self.asking.push((to, asking));
+            let question = Question { to, term, message, until, on_answer: Some(on_answer) };
+            self.asking.push(Asking::start(&node.core.host.runtime, format!("heal-{turn}"), question));
         }
     }
 
@@ -134,7 +136,7 @@ impl Repair {
     }
 
     fn end(&mut self) -> Stop {
-        self.asking.drain(..).for_each(|(_, asking)| asking.end());
+        self.asking.drain(..).for_each(|asking| asking.end());
         Stop::Done
     }
 
@@ -153,7 +155,7 @@ impl Worker for Repair {
             return Err(self.end());
         }
         if log.damaged().is_empty() {
-            self.asking.retain(|(_, one)| !one.has_ended());
+            self.asking.retain(|one| !one.has_ended());
             return match log.damages_found().wait(found + 1, wait) {
                 Ok(true) => {
                     node.election.poke();
@@ -222,7 +224,7 @@ impl Worker for Repair {
             node.mending.lacking.lock().clear();
             let segment = wounded.first();
             self.next = Some(now + round);
-            self.ask(&node, segment, &missing, round);
+            self.ask(&node, segment, &missing, now + round);
             return Ok(Step::Worked);
         };
         Repair::pause(&node, wait, due)
@@ -237,8 +239,8 @@ struct Talk {
     missing: Vec<VlsnRange>,
     /// Where it listens.
     giver: String,
-    /// How long an answer is awaited: as long as it goes on answering, the talk goes on.
-    round: Duration,
+    /// It gave all before, and not what belongs there: it is asked for all once more.
+    afresh: bool,
     peer: Option<NodeId>,
     /// The entry that was asked for last.
     next: Option<Vlsn>,
@@ -255,7 +257,9 @@ impl Talk {
         let next = match (message, self.next) {
             (Message::SurveyReply(reply), None) => {
                 self.peer = Some(reply.node.clone());
-                self.missing.first().map(|gap| gap.first())
+                let first = self.missing.first().map(|gap| gap.first());
+                self.afresh = first.and_then(|first| self.wanted(&node, first)).is_none();
+                first
             }
             (Message::Entries(entries), Some(asked)) => {
                 let gap = self.missing.iter().find(|gap| gap.last() >= asked).copied();
@@ -279,6 +283,7 @@ impl Talk {
             }
             _ => None,
         };
+        let next = next.and_then(|next| self.wanted(&node, next));
         let Some(next) = next else { return Next::Done };
         let Some(gap) = self.missing.iter().find(|gap| gap.last() >= next) else { return Next::Done };
         let (from, to) = (next.max(gap.first()), gap.last());
@@ -289,9 +294,20 @@ impl Talk {
         let mut frame = Vec::new();
         request.encode(Term::NONE, self.said, &mut frame);
         match channel.send(&[IoSlice::new(&frame)], Wait::Now) {
-            Ok(true) => Next::AwaitUntil(node.core.clock.now() + self.round),
+            Ok(true) => Next::Await,
             Ok(false) | Err(_) => Next::Done,
         }
+    }
+
+    /// What is to be asked for next, from here on.
+    fn wanted(&self, node: &Shared, from: Vlsn) -> Option<Vlsn> {
+        let ahead = self.missing.iter().filter_map(|gap| VlsnRange::new(from.max(gap.first()), gap.last()));
+        let pool = node.mending.pool.lock();
+        let wanted = |gap: VlsnRange| match self.afresh {
+            true => Some(gap.first()),
+            false => pool.copies.wanted_of(&self.giver, gap),
+        };
+        ahead.into_iter().find_map(wanted)
     }
 
     fn take(&self, node: &Shared, run: &[u8], gap: VlsnRange) -> Result<Option<Vlsn>, TooMuch> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::apply::desk::{Answer, NoSnapshot, Snapshot};
-use crate::base::Base;
+use crate::base::{Base, history_up_to};
 use crate::channel::{Channel, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
 use crate::config::Config;
@@ -130,13 +130,9 @@ impl Shared {
             Some(vlsn) => Slots::decode(&log.payload(vlsn)?)?,
             None => before.as_ref().map_or_else(Slots::default, |base| base.slots.clone()),
         };
-        let mut history: Vec<TermSpan> = before.map_or_else(Vec::new, |base| base.history);
         let stands_on = log.base().map(|base| TermSpan { term: base.term, first: base.vlsn });
-        for span in stands_on.into_iter().chain(log.term_history()).filter(|span| span.first <= at) {
-            if history.last().is_none_or(|last| last.term < span.term && last.first < span.first) {
-                history.push(span);
-            }
-        }
+        let spans = stands_on.into_iter().chain(log.term_history());
+        let history = history_up_to(at, before.map_or_else(Vec::new, |base| base.history), spans);
         Ok(Base { group: self.core.config.group, at: position, members, slots, history })
     }
 

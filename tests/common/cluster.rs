@@ -756,7 +756,8 @@ impl Cluster {
                 break;
             }
             if self.now() >= limit {
-                return Err(format!("the group did not come right: {}", self.describe()));
+                let untold = self.untold().unwrap_or_default();
+                return Err(format!("the group did not come right: {untold} {}", self.describe()));
             }
         }
         self.counts.committed = self.committed.len() as u64;

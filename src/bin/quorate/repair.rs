@@ -180,6 +180,18 @@ fn alone(dir: &Path, look: &Look, sworn: bool) -> Result<(), Failure> {
 /// Has the log opened without trust in what lies at and behind the damage: that saves it, and cuts it off.
 fn cut(config: LogConfig, first: Vlsn, out: &mut dyn Write) -> Result<(), Failure> {
     let dir = config.dir.clone();
+    let path = dir.parent().map(|node| node.join("state")).filter(|path| path.is_file());
+    if let Some(path) = path {
+        // That its end is what it is, is decided now. First: whoever is interrupted finds the damage again, and not a standing
+        // that nothing explains.
+        let state = StateFile::open(&RealDisk, &path)?;
+        state.update(|mut state| {
+            if matches!(state.standing, Standing::Damaged { .. } | Standing::Doubtful { .. }) {
+                state.standing = Standing::Full { since: state.term };
+            }
+            state
+        })?;
+    }
     // Without their indexes, the segment with the damage and the one before it are read anew.
     let begun = segments(&dir)?.into_iter().filter(|(begin, _)| *begin <= first).collect::<Vec<_>>();
     for (_, path) in begun.iter().rev().take(2) {
@@ -198,17 +210,6 @@ fn cut(config: LogConfig, first: Vlsn, out: &mut dyn Write) -> Result<(), Failur
         }
         let last = opened.last.map_or(0, |last| last.vlsn.get());
         writeln!(out, "the log ends at VLSN {last}: an engine that has applied more has to start empty")?;
-    }
-    let path = dir.parent().map(|node| node.join("state")).filter(|path| path.is_file());
-    if let Some(path) = path {
-        // That its end is what it is, is decided now.
-        let state = StateFile::open(&RealDisk, &path)?;
-        state.update(|mut state| {
-            if matches!(state.standing, Standing::Damaged { .. } | Standing::Doubtful { .. }) {
-                state.standing = Standing::Full { since: state.term };
-            }
-            state
-        })?;
     }
     Ok(())
 }

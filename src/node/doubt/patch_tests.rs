@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::*;
-use crate::clock::SystemClock;
+use crate::clock::{Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::engine::{Engine, EngineError};
@@ -213,7 +213,9 @@ fn a_standing_waits_for_the_disk_to_have_what_came_back() {
     });
     // It is told as soon as it is, though nothing more comes.
     assert!(log.flush(v(9), Wait::Forever).unwrap());
+    let watch = Stopwatch::start();
     while !place.standing().counts() {
+        assert!(watch.elapsed() < Duration::from_secs(30), "nobody tells of it");
         node.election.poke();
         std::thread::yield_now();
     }

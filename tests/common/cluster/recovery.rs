@@ -80,8 +80,11 @@ struct Seen {
     installs: u64,
     base: Option<Vlsn>,
     healed: u64,
-    /// Valid slots all of whose entries were here.
-    held: BTreeSet<String>,
+    /// Valid slots all of whose entries were here, and from where on: a list that was cut off again may have asked for less
+    /// than the one before it does.
+    held: BTreeMap<String, Vlsn>,
+    /// Those that this node alone let go, and when: it tells so as soon as its workers run.
+    letting_go: BTreeMap<String, Deadline>,
     /// Slots that were valid in this life, and committed so.
     valid: BTreeSet<String>,
     /// Those of them that were given up.
@@ -125,6 +128,8 @@ const fn ms(millis: u64) -> Duration {
 
 /// The longest that a node leads with damage that it knows of.
 const STEPS_DOWN_WITHIN: Duration = ms(500);
+/// The longest that it does not tell what it let go.
+const TELLS_WITHIN: Duration = ms(500);
 
 impl Cluster {
     /// What happened of what a campaign has to have met.
@@ -162,6 +167,8 @@ impl Cluster {
         let place = &self.places[at];
         let seen = &mut self.recovery.seen[at];
         let base = place.up.as_ref().and_then(|node| node.log().base()).map(|base| base.vlsn);
+        // What it let go is gone, whether it came to tell so or not.
+        seen.held.retain(|name, _| !seen.letting_go.contains_key(name));
         *seen = Seen {
             life: place.opens,
             base: seen.base.max(base),
@@ -382,8 +389,8 @@ impl Cluster {
             count("segments mended", healed.saturating_sub(seen.healed));
             seen.healed = healed;
             let slots = node.slots();
-            seen.held.retain(|name| slots.find(name).is_some_and(|slot| slot.invalid.is_none()));
-            let given_up = |name: &str| {
+            seen.held.retain(|name, _| slots.find(name).is_some_and(|slot| slot.invalid.is_none()));
+            let told = |name: &str| {
                 let owner = format!("slot:{name}");
                 let events = seen.events.lock();
                 events
@@ -393,12 +400,28 @@ impl Cluster {
             // What a damaged node has of the lists may be old.
             let damaged = !node.log().damaged().is_empty()
                 || matches!(node.standing(), quorate::Standing::Damaged { .. });
+            let pins = node.log().pins();
+            let void = |name: &str| pins.iter().any(|pin| pin.void && pin.owner == format!("slot:{name}"));
             for slot in slots.iter().filter(|slot| slot.invalid.is_none() && !damaged) {
+                let held = seen.held.get(&slot.name).copied();
                 if base < Some(slot.from) {
-                    seen.held.insert(slot.name.clone());
-                } else if seen.held.contains(&slot.name) && !given_up(&slot.name) {
-                    return Err(format!("{} begins after {base:?}, and has had {slot:?}", place.name));
+                    seen.held.insert(slot.name.clone(), held.map_or(slot.from, |held| held.min(slot.from)));
+                } else if held.is_some_and(|held| held <= slot.from) {
+                    if !told(&slot.name) {
+                        if !void(&slot.name) {
+                            return Err(format!(
+                                "{} begins after {base:?}, and has had {slot:?}",
+                                place.name
+                            ));
+                        }
+                        seen.letting_go.entry(slot.name.clone()).or_insert(now);
+                    }
+                    seen.held.remove(&slot.name);
                 }
+            }
+            seen.letting_go.retain(|name, _| !told(name));
+            if let Some((name, _)) = seen.letting_go.iter().find(|(_, since)| now > **since + TELLS_WITHIN) {
+                return Err(format!("{} did not tell that it let {name} go", place.name));
             }
             let settled = node.committed() >= node.log().slot_lists().last().copied();
             if settled {
@@ -444,7 +467,8 @@ impl Cluster {
         let Some(node) = &place.up else { return Ok(()) };
         let held = &self.recovery.seen[at].held;
         let slots = node.slots();
-        let Some(slot) = slots.iter().find(|slot| slot.invalid.is_none() && held.contains(&slot.name)) else {
+        let Some(slot) = slots.iter().find(|slot| slot.invalid.is_none() && held.contains_key(&slot.name))
+        else {
             return Ok(());
         };
         if node.log().base().map(|base| base.vlsn) < Some(slot.from) {
@@ -480,7 +504,30 @@ impl Cluster {
                     && keeping.damaged.is_none()
             })
         });
-        whole && same && archived && self.recovery.external.values().all(|external| external.asked.is_none())
+        whole
+            && same
+            && archived
+            && self.untold().is_none()
+            && self.recovery.external.values().all(|external| external.asked.is_none())
+    }
+
+    /// Whoever saw a slot given up tells so, soon after that is committed, unless it was made again before it was looked at.
+    pub(super) fn untold(&self) -> Option<Violation> {
+        let (_, master) = self.master()?;
+        let slots = master.slots();
+        for (place, seen) in self.places.iter().zip(&self.recovery.seen) {
+            if place.up.is_none() || place.role != Role::Electable {
+                continue;
+            }
+            let still = |name: &&String| slots.find(name).is_some_and(|slot| slot.invalid.is_some());
+            for name in seen.given_up.iter().filter(still) {
+                let told = |event: &Event| matches!(event, Event::SlotInvalid { name: of, .. } if of == name);
+                if !seen.events.lock().iter().any(told) {
+                    return Some(format!("{} did not tell that {name} was given up", place.name));
+                }
+            }
+        }
+        None
     }
 
     /// What must hold at the end.
@@ -505,16 +552,11 @@ impl Cluster {
                 return Err(format!("{pin:?} is beyond its cap"));
             }
         }
-        for (place, seen) in self.places.iter().zip(&self.recovery.seen) {
+        if let Some(untold) = self.untold() {
+            return Err(untold);
+        }
+        for place in &self.places {
             let Some(node) = place.up.as_ref().filter(|_| place.role == Role::Electable) else { continue };
-            // Whoever saw a slot given up told so, unless it was made again before it was looked at.
-            let still = |name: &&String| slots.find(name).is_some_and(|slot| slot.invalid.is_some());
-            for name in seen.given_up.iter().filter(still) {
-                let told = |event: &Event| matches!(event, Event::SlotInvalid { name: of, .. } if of == name);
-                if !seen.events.lock().iter().any(told) {
-                    return Err(format!("{} did not tell that {name} was given up", place.name));
-                }
-            }
             let shown = node.status().keeping.slots;
             for slot in slots.iter() {
                 if !shown.contains(slot) {

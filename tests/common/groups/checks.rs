@@ -25,13 +25,14 @@ impl Cluster {
         if let Some(violation) = self.truth.lock().violation.clone() {
             return Err(violation);
         }
+        let known = self.places.iter().map(|place| place.committed).max().unwrap_or(0);
         for at in 0..self.places.len() {
             let Some(node) = self.places[at].node.take() else { continue };
             let before = self.places[at].committed;
             let checked = self.check_node(at, &node);
             self.places[at].node = Some(node);
             checked?;
-            self.check_mastership(at, before)?;
+            self.check_mastership(at, before, known)?;
         }
         Ok(())
     }
@@ -105,8 +106,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a master commits is on a majority of disks, and of its own term; members change one at a time.
-    fn check_mastership(&mut self, at: usize, before: u64) -> Result<(), Violation> {
+    /// What a master commits is on a majority of disks, and of its own term; members change one at a time. `known` is how far
+    /// somebody knew the group to be committed at the last look.
+    fn check_mastership(&mut self, at: usize, before: u64, known: u64) -> Result<(), Violation> {
         let place = &self.places[at];
         let Some(node) = place.node.as_ref().filter(|_| place.role != Role::Arbiter) else { return Ok(()) };
         let (committed, members) = (node.committed().map_or(0, Vlsn::get), node.members());
@@ -119,7 +121,9 @@ impl Cluster {
         };
         if place.office != leads {
             // From one mastership to the next without being seen in between: what the first committed is not known.
-            let known = if place.office == Term::NONE { place.before_office } else { committed };
+            // Nor what it heard of the master before, since it was last seen to follow.
+            let heard = place.before_office.max(committed.min(known));
+            let known = if place.office == Term::NONE { heard } else { committed };
             let place = &mut self.places[at];
             (place.office, place.before_office) = (leads, known);
         }
