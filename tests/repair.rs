@@ -14,7 +14,7 @@ use std::time::Duration;
 use quorate::clock::Wait;
 use quorate::disk::{Disk, RealDisk};
 use quorate::entry::{EntryRef, Header};
-use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace};
+use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace, TruncateError};
 use quorate::members::{Change, Standing};
 use quorate::sim::NetConfig;
 use quorate::wire::message::{ControlReply, Message, Order};
@@ -178,6 +178,7 @@ fn damage_in_the_segment_that_is_written_to_is_found_and_healed_though_nothing_m
         stage.crash(at);
         stage.open(at);
         assert!(stage.node(at).standing().counts(), "case {case}");
+        assert!(stage.node(at).log().known_committed() >= Some(vlsn), "case {case}: its marks are not lost");
         stage.write(b"after");
         healed(&stage);
         assert!(entries(stage.node(at).log()).unwrap().starts_with(&before), "case {case}");
@@ -698,6 +699,38 @@ fn heal(log: &Log, original: &[Vec<u8>]) -> bool {
         }
     }
     true
+}
+
+#[test]
+fn a_cut_behind_damage_waits_until_it_is_healed_and_changes_nothing_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { segment_bytes: 64 << 10, ..of_group(dir.path()) };
+    let (log, _) = TestDisk::default().open_log(config).unwrap();
+    fill(&log, 1, 100);
+    assert!(log.flush(v(100), Wait::Now).unwrap());
+    let mut original = Vec::new();
+    let mut scanner = log.scanner();
+    let mut after = None;
+    while let Some(run) = scanner.run(after, 1, 4096).unwrap() {
+        original.push(run.slices().concat());
+        after = Some(run.last.vlsn);
+    }
+    let names = common::names(dir.path(), ".seg");
+    assert_eq!(names.len(), 1, "all is in the segment that is written to");
+    let path = dir.path().join(&names[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(original[49].len()).position(|bytes| bytes == original[49]).unwrap();
+    bytes[at + original[49].len() - 1] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    for _ in 0..2 {
+        let refused = log.truncate_after(Some(v(70))).unwrap_err();
+        assert!(matches!(refused, TruncateError::Damaged { from, .. } if from == v(71)), "{refused}");
+        assert!(!log.poisoned() && !log.damaged().is_empty());
+    }
+    log.seal_damaged().unwrap();
+    assert!(heal(&log, &original));
+    assert_eq!(log.truncate_after(Some(v(70))).unwrap().last.map(|last| last.vlsn), Some(v(70)));
+    assert_eq!(read_all(&log).unwrap(), (1..=70).collect::<Vec<_>>());
 }
 
 #[test]

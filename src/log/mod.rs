@@ -303,7 +303,7 @@ impl Log {
     /// the segment with the cut and ends the life. Blocks flushes and appends meanwhile.
     ///
     /// # Errors
-    /// [`TruncateError`]. After `Full` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
+    /// [`TruncateError`]. After `Full` and `Damaged` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
     /// or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)

@@ -285,6 +285,8 @@ impl Core {
             return Ok(());
         }
         stage.rotate(self.capacity);
+        // What the marks said is said again: those of a sealed segment are not read at open.
+        stage.marked = (None, None);
         drop(stage);
         self.write_staged(&mut side)
     }
