@@ -203,6 +203,10 @@ impl Core {
         segment: &Arc<Segment>,
     ) -> Result<(), FlushError> {
         self.sync_all(side)?;
+        if self.stage.lock().is_unsynced() {
+            // The mark, too: from then on those of the segment are not read at open.
+            self.sync_all(side)?;
+        }
         let listed = side.to_seal.iter().any(|other| Arc::ptr_eq(other, segment));
         if !listed && self.catalog.lock().end_of(segment.first).is_some() {
             // Its index could not be written when it was due.
