@@ -18,7 +18,7 @@ use crate::engine::{Engine, EngineError, EngineSnapshot};
 use crate::entry::EntryKind;
 use crate::ids::{Vlsn, number};
 use crate::log::scanner::{LogScanner, ScanError};
-use crate::log::{Life, Log, MappedScanner, Pin};
+use crate::log::{ENGINE_PIN, Life, Log, MappedScanner, Pin};
 use crate::planted::{Bug, active};
 use crate::runtime::Running;
 use crate::watermark::{Closed, Watermark, rest};
@@ -203,7 +203,7 @@ impl Apply {
         clock: Arc<dyn Clock>,
         checkpoint_every: Duration,
     ) -> Apply {
-        let pin = log.pin("engine", Vlsn::after(Vlsn::new(state.checkpointed.get())));
+        let pin = log.pin(ENGINE_PIN, Vlsn::after(Vlsn::new(state.checkpointed.get())));
         let (life, scanner) = (log.life(), log.scanner());
         Apply {
             log,

@@ -91,6 +91,8 @@ pub enum Standing {
         from: Vlsn,
         /// The last that is known to have been here.
         to: Vlsn,
+        /// Whether more may have been here than that: then the rest is in doubt once these are back.
+        open: bool,
     },
     /// It holds what it acknowledged. It votes in terms after this one.
     Full {
@@ -105,16 +107,30 @@ impl Standing {
         matches!(self, Standing::Full { .. })
     }
 
-    /// The standing of a directory that turns out to be damaged in these entries.
+    /// The standing of a directory that turns out to be damaged in these entries, and `open` if perhaps behind them too.
     #[must_use]
-    pub fn damaged(self, from: Vlsn, to: Vlsn) -> Standing {
+    pub fn damaged(self, from: Vlsn, to: Vlsn, open: bool) -> Standing {
         match self {
             Standing::Newcomer => Standing::Newcomer,
-            Standing::Doubtful { from: before } => Standing::Damaged { from: before.min(from), to },
-            Standing::Damaged { from: before, to: end } => {
-                Standing::Damaged { from: before.min(from), to: end.max(to) }
+            // Nobody knows how far its doubt reached.
+            Standing::Doubtful { from: before } => {
+                Standing::Damaged { from: before.min(from), to, open: true }
             }
-            Standing::Full { .. } => Standing::Damaged { from, to },
+            Standing::Damaged { from: before, to: end, open: was } => {
+                Standing::Damaged { from: before.min(from), to: end.max(to), open: was || open }
+            }
+            Standing::Full { .. } => Standing::Damaged { from, to, open },
+        }
+    }
+
+    /// The standing of a directory that has everything before `from` again, in this term.
+    #[must_use]
+    pub fn back(self, from: Vlsn, term: Term) -> Standing {
+        match self {
+            Standing::Newcomer | Standing::Full { .. } => self,
+            Standing::Damaged { to, open, .. } if from <= to => Standing::Damaged { from, to, open },
+            Standing::Damaged { open: false, .. } => Standing::Full { since: term },
+            Standing::Damaged { .. } | Standing::Doubtful { .. } => Standing::Doubtful { from },
         }
     }
 
@@ -268,6 +284,36 @@ mod tests {
 
     fn id(name: &str) -> NodeId {
         NodeId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_doubt_that_had_no_end_is_there_again_behind_the_damage() {
+        let v = |number| Vlsn::new(number).unwrap();
+        let (full, doubtful) = (Standing::Full { since: Term::new(1) }, Standing::Doubtful { from: v(50) });
+        let damaged = |from, to, open| Standing::Damaged { from: v(from), to: v(to), open };
+        // What was found, and perhaps more than that: of what the directory was before.
+        for (before, open, after) in [
+            (full, false, damaged(30, 45, false)),
+            (full, true, damaged(30, 45, true)),
+            (doubtful, false, damaged(30, 45, true)),
+            (damaged(40, 60, false), false, damaged(30, 60, false)),
+            (damaged(20, 40, true), false, damaged(20, 45, true)),
+            (damaged(20, 40, false), true, damaged(20, 45, true)),
+            (Standing::Newcomer, true, Standing::Newcomer),
+        ] {
+            assert_eq!(before.damaged(v(30), v(45), open), after, "{before:?} {open}");
+        }
+        for (before, after) in [
+            (damaged(30, 46, true), damaged(46, 46, true)),
+            (damaged(30, 46, false), damaged(46, 46, false)),
+            (damaged(30, 45, false), Standing::Full { since: Term::new(7) }),
+            (damaged(30, 45, true), Standing::Doubtful { from: v(46) }),
+            (doubtful, Standing::Doubtful { from: v(46) }),
+            (Standing::Newcomer, Standing::Newcomer),
+            (full, full),
+        ] {
+            assert_eq!(before.back(v(46), Term::new(7)), after, "{before:?}");
+        }
     }
 
     #[test]

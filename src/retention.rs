@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Deadline;
 use crate::ids::Vlsn;
-use crate::log::{Extent, PinInfo};
+use crate::log::{ENGINE_PIN, Extent, PinInfo};
 use crate::planted::{Bug, active};
 use crate::slots::Invalid;
 
@@ -167,7 +167,7 @@ impl View<'_> {
         let pins = self.inputs.pins.iter();
         let ignored = |pin: &PinInfo| {
             active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:")
-                || active(Bug::PruneBeyondCheckpoint) && pin.owner == "engine"
+                || active(Bug::PruneBeyondCheckpoint) && pin.owner == ENGINE_PIN
         };
         let valid = pins.filter(|pin| void.iter().all(|(number, _)| *number != pin.number) && !ignored(pin));
         valid.map(|pin| pin.from).fold(self.own_floor(), Vlsn::min)

@@ -16,7 +16,7 @@ use crate::members::Standing;
 use crate::planted::{Bug, active};
 
 /// The version of the format that this software writes, and the latest that it reads.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const MAGIC: &[u8; 8] = b"QRSTATE\0";
 const SLOT: u64 = 4096;
 const SLOTS: u64 = 2;
@@ -24,7 +24,7 @@ const SLOTS: u64 = 2;
 const USED: usize = 8 + 4 + 8 + 16 + 8 + 4 + 1 + NodeId::MAX_LEN + GROUP_PART + DAMAGE_PART + 4;
 /// What version 2 added: the vote, the standing, an arbiter's mark.
 const GROUP_PART: usize = 1 + NodeId::MAX_LEN + 1 + 8 + 4 + 8;
-/// What version 3 added: where the damage of a damaged standing ends.
+/// What version 3 added: where the damage of a damaged standing ends. Version 4 tells whether more than that is in doubt.
 const DAMAGE_PART: usize = 8;
 /// Bytes that version 2 used.
 const USED_BY_2: usize = USED - DAMAGE_PART;
@@ -302,7 +302,7 @@ fn encode(sequence: u64, state: &State) -> Vec<u8> {
     let (kind, at) = match state.standing {
         Standing::Newcomer => (0, 0),
         Standing::Doubtful { from } => (1, from.get()),
-        Standing::Damaged { from, .. } => (3, from.get()),
+        Standing::Damaged { from, open, .. } => (if open { 4 } else { 3 }, from.get()),
         Standing::Full { since } => (2, u64::from(since.get())),
     };
     out.push(kind);
@@ -382,7 +382,8 @@ fn take(body: &[u8]) -> io::Result<Option<Slot>> {
         state.standing = match (kind, Vlsn::new(at), u32::try_from(at)) {
             (0, _, _) => Standing::Newcomer,
             (1, Some(from), _) => Standing::Doubtful { from },
-            (3, Some(from), _) if version >= 3 => Standing::Damaged { from, to: from },
+            (3, Some(from), _) if version >= 3 => Standing::Damaged { from, to: from, open: false },
+            (4, Some(from), _) if version >= 4 => Standing::Damaged { from, to: from, open: true },
             (2, _, Ok(since)) => Standing::Full { since: Term::new(since) },
             _ => return Ok(None),
         };
@@ -390,9 +391,9 @@ fn take(body: &[u8]) -> io::Result<Option<Slot>> {
         state.mark = LogEnd { term, vlsn };
         if version >= 3
             && let Some(to) = Vlsn::new(from.read_u64::<LE>()?)
-            && let Standing::Damaged { from, .. } = state.standing
+            && let Standing::Damaged { from, open, .. } = state.standing
         {
-            state.standing = Standing::Damaged { from, to };
+            state.standing = Standing::Damaged { from, to, open };
         }
     }
     Ok(Some(Slot::Good(sequence, state)))
@@ -490,9 +491,11 @@ mod tests {
         }
         assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), state(7));
         let (from, to) = (Vlsn::FIRST.next(), Vlsn::FIRST.next().next());
-        let damaged = State { standing: Standing::Damaged { from, to }, ..state(8) };
-        file.store(damaged.clone()).unwrap();
-        assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), damaged);
+        for open in [false, true] {
+            let damaged = State { standing: Standing::Damaged { from, to, open }, ..state(8) };
+            file.store(damaged.clone()).unwrap();
+            assert_eq!(StateFile::open(&RealDisk, &path).unwrap().state(), damaged);
+        }
     }
 
     #[test]
@@ -504,11 +507,11 @@ mod tests {
         assert!(file.belongs_to(GroupId::from_bits(5), &node).is_ok());
         assert!(matches!(file.belongs_to(GroupId::from_bits(6), &node), Err(StateError::Foreign { .. })));
         let mut newer = encode(50, &state(1));
-        newer[8] = 4;
+        newer[8] = 5;
         let crc = crc32fast::hash(&newer[..USED - 4]);
         newer[USED - 4..].copy_from_slice(&crc.to_le_bytes());
         RealDisk.open(&path).unwrap().write_at(&[IoSlice::new(&newer)], 0).unwrap();
-        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 4, .. })));
+        assert!(matches!(StateFile::open(&RealDisk, &path), Err(StateError::NewerVersion { found: 5, .. })));
     }
 
     #[cfg(all(feature = "planted", feature = "sim"))]

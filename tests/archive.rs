@@ -13,21 +13,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::nodes::{id, until};
 use common::{GROUP, payload, t, v};
 use parking_lot::Mutex;
-use quorate::archive::bases::retain;
+use quorate::archive::bases::{BaseMaker, Bases, Copied, Copies, Parts, retain};
 use quorate::archive::object::{ObjectDamage, ReadError, write_log};
 use quorate::archive::restore::{Progress, RestoreError};
 use quorate::archive::target::PlanError;
 use quorate::archive::verify::{Finding, verify};
+use quorate::archive::worker::Said;
 use quorate::archive::{
-    Archive, DirArchive, RestoreOptions, Restored, Start, Until, base, is_object_name, restore,
+    Archive, ArchiveConfig, ArchiveError, DirArchive, Object, RestoreOptions, Restored, Start, Until, base,
+    is_object_name, restore,
 };
-use quorate::clock::{Clock, Deadline, SystemClock};
+use quorate::clock::{Clock, Deadline, SystemClock, Wait};
 use quorate::disk::{Disk, RealDisk};
 use quorate::entry::EntryRef;
 use quorate::log::{LogConfig, LogScanner};
 use quorate::runtime::ThreadRuntime;
 use quorate::sim::{FaultDisk, Rng};
 use quorate::state::StateFile;
+use quorate::worker::{Step, Worker};
 use quorate::{
     Config, Engine, EngineError, EngineSnapshot, Entries, EntryKind, GroupId, Host, Item, Items, Log,
     Members, NewEntry, Node, NodeConfig, NodeError, Position, Vlsn,
@@ -771,4 +774,175 @@ fn only_what_is_committed_is_archived() {
     // At least one entry, however little is asked for.
     let header = write_log(&stage.archive, &stage.log, GROUP, Some(header.last), v(8), 1).unwrap().unwrap();
     assert_eq!((header.range.first(), header.range.last()), (v(7), v(7)));
+}
+
+/// An archive in which one object can't be removed.
+struct Immovable {
+    to: Arc<DirArchive>,
+    stuck: Mutex<Option<String>>,
+}
+
+impl Archive for Immovable {
+    fn put(&self, name: &str, from: &mut dyn Read) -> Result<(), ArchiveError> {
+        self.to.put(name, from)
+    }
+    fn open(&self, name: &str) -> Result<Box<dyn Read + Send>, ArchiveError> {
+        self.to.open(name)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Object>, ArchiveError> {
+        self.to.list(prefix)
+    }
+    fn remove(&self, name: &str) -> Result<(), ArchiveError> {
+        match self.stuck.lock().as_deref() == Some(name) {
+            true => Err(ArchiveError::io("remove", name)(std::io::ErrorKind::PermissionDenied.into())),
+            false => self.to.remove(name),
+        }
+    }
+}
+
+impl Stage {
+    /// Another handle on the archive, from which this object can't be removed.
+    fn immovable(&self, name: &str) -> Immovable {
+        let to = Arc::new(DirArchive::new(Arc::new(RealDisk), self.root(), 2));
+        Immovable { to, stuck: Mutex::new(Some(name.to_owned())) }
+    }
+}
+
+#[test]
+fn what_cant_be_removed_keeps_nothing_else_and_no_base_loses_its_items_before_its_manifest() {
+    let all = {
+        let stage = Stage::with_bases();
+        stage.base(28);
+        stage.objects()
+    };
+    let goes = |name: &String| {
+        name.contains("base/00000000000000000012") || !name.contains("21-") && name.starts_with("log/")
+    };
+    for stuck in all.iter().filter(|name| goes(name)) {
+        let stage = Stage::with_bases();
+        stage.base(28);
+        let archive = stage.immovable(stuck);
+        let refused = retain(&archive, 2).unwrap_err();
+        assert!(refused.to_string().contains(stuck), "{refused}");
+        let kept: Vec<_> = all.iter().filter(|name| !goes(name)).cloned().collect();
+        let left: Vec<_> = stage.objects().into_iter().filter(|name| !kept.contains(name)).collect();
+        match stuck.strip_suffix("manifest") {
+            Some(base) => {
+                assert!(left.iter().all(|name| name.starts_with(base)) && left.len() == 3, "{left:?}")
+            }
+            None => assert_eq!(&left, std::slice::from_ref(stuck)),
+        }
+        // Whatever is left, what is kept is restored, and what is gone is refused by name.
+        for target in 25..=30 {
+            stage.restore(&format!("r{target}"), Until::Vlsn(v(target))).unwrap();
+        }
+        let refused = stage.restore("gone", Until::Vlsn(v(24)));
+        assert!(matches!(refused, Err(RestoreError::Plan(_))), "{refused:?}");
+        assert!(stage.findings().iter().all(|found| found.contains("are missing")), "{:?}", stage.findings());
+        *archive.stuck.lock() = None;
+        retain(&archive, 2).unwrap();
+        assert_eq!(stage.objects(), kept);
+    }
+}
+
+/// A clock that the test sets.
+#[derive(Default)]
+struct Hand(AtomicU64);
+
+impl Clock for Hand {
+    fn now(&self) -> Deadline {
+        Deadline::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+
+    fn wall_micros(&self) -> u64 {
+        self.now().as_nanos() / 1000
+    }
+}
+
+/// Gives copies of a state at VLSN 28, and counts them.
+struct Counted {
+    log: Log,
+    given: Arc<AtomicU64>,
+}
+
+impl Copies for Counted {
+    fn copy(&mut self, _wait: Wait) -> Result<Option<Copied>, String> {
+        self.given.fetch_add(1, Ordering::SeqCst);
+        let at = self.log.position_at(v(28)).map_err(|error| error.to_string())?;
+        let members = Members::new(vec![quorate::Member::electable(id("a"))]).unwrap();
+        let base =
+            quorate::base::Base { group: GROUP, at, members, slots: Default::default(), history: Vec::new() };
+        Ok(Some(Copied { snapshot: Box::new(Fixed::at(28)), base, pin: self.log.pin("snapshot", v(28)) }))
+    }
+
+    fn forget(&mut self) {}
+}
+
+#[test]
+fn what_cant_be_removed_is_told_and_tried_again_and_no_base_is_made_for_it() {
+    let stage = Stage::with_bases();
+    let stuck = stage.objects().into_iter().find(|name| name.starts_with("log/")).unwrap();
+    let archive = Arc::new(stage.immovable(&stuck));
+    let (clock, given) = (Arc::new(Hand::default()), Arc::new(AtomicU64::new(0)));
+    let (said, bases) = (Arc::<Said>::default(), Arc::<Bases>::default());
+    let mut maker = BaseMaker::new(Parts {
+        config: ArchiveConfig::new(Arc::<Immovable>::clone(&archive)),
+        log: stage.log.clone(),
+        clock: Arc::<Hand>::clone(&clock),
+        leads: Box::new(|| Some(t(5))),
+        said: Arc::clone(&said),
+        bases: Arc::clone(&bases),
+        copies: Box::new(Counted { log: stage.log.clone(), given: Arc::clone(&given) }),
+    });
+    bases.want();
+    let mut run = |seconds: u64| {
+        for _ in 0..seconds {
+            clock.0.fetch_add(1_000_000_000, Ordering::SeqCst);
+            while maker.step(Wait::Now).unwrap() == Step::Worked {}
+        }
+    };
+    run(1);
+    let why = said.status().failed.expect("it is told");
+    assert!(why.contains(&stuck) && why.contains("could not be removed"), "{why}");
+    run(600);
+    assert_eq!((given.load(Ordering::SeqCst), said.status().failed), (1, Some(why)));
+    *archive.stuck.lock() = None;
+    run(120);
+    assert_eq!((given.load(Ordering::SeqCst), said.status().failed), (1, None));
+    assert!(!stage.objects().contains(&stuck));
+}
+
+#[test]
+fn a_directory_that_is_emptied_or_exchanged_under_an_archive_is_made_again() {
+    let stage = Stage::filled();
+    let name = &stage.objects()[0];
+    let put = |bytes: &[u8]| stage.archive.put(name, &mut &*bytes).unwrap();
+    put(b"before");
+    std::fs::remove_dir_all(stage.root().join("log")).unwrap();
+    put(b"emptied");
+    std::fs::rename(stage.root(), stage.to("elsewhere")).unwrap();
+    put(b"moved away");
+    assert_eq!(std::fs::read(stage.root().join(name)).unwrap(), b"moved away");
+    // Also while something is written.
+    let emptied = std::cell::Cell::new(false);
+    let mut empties = Empties { root: stage.root().join("log"), emptied: &emptied, bytes: &b"bytes"[..] };
+    assert!(stage.archive.put(name, &mut empties).is_err() && emptied.get());
+    put(b"again");
+    assert_eq!(std::fs::read(stage.root().join(name)).unwrap(), b"again");
+}
+
+/// Bytes, and meanwhile the directory is gone.
+struct Empties<'a> {
+    root: PathBuf,
+    emptied: &'a std::cell::Cell<bool>,
+    bytes: &'a [u8],
+}
+
+impl Read for Empties<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if !self.emptied.replace(true) {
+            std::fs::remove_dir_all(&self.root)?;
+        }
+        self.bytes.read(into)
+    }
 }

@@ -227,6 +227,10 @@ impl Grove {
         committed
     }
 
+    fn archived_bytes(&self) -> u64 {
+        Catalog::read(&self.archive()).unwrap().logs.iter().map(|log| log.len).sum()
+    }
+
     fn archive(&self) -> DirArchive {
         archive_in(self.dir.path())
     }
@@ -569,4 +573,185 @@ fn what_is_not_archived_is_kept_on_every_node_and_a_change_of_master_leaves_no_g
         grove.write(&[1; 1000]);
         master.log().oldest() > Some(kept)
     });
+}
+
+#[test]
+fn a_copy_that_comes_when_its_master_leads_no_more_holds_no_log() {
+    let mut grove = Grove::found(|_| ());
+    grove.add("n2");
+    grove.add("n3");
+    for place in &mut grove.places {
+        place.node = None;
+        place.config.archive.as_mut().unwrap().base_bytes = 64 << 10;
+        place.open();
+    }
+    until("a master", || grove.master().is_some());
+    grove.write_many(5, 100);
+    let master = grove.master().unwrap();
+    let (name, term) = (master.status().node, master.leads().unwrap());
+    let at = grove.places.iter().position(|place| place.config.base.node == name).unwrap();
+    let records = Arc::clone(&grove.places[at].records);
+    {
+        // Its engine is slow, and the copy that the base needs does not come.
+        let _slow = records.lock();
+        let before = grove.archived_bytes();
+        until("more to be archived than a base is made for", || {
+            grove.write(&[1; 8000]);
+            grove.archived_bytes() > before + (128 << 10)
+        });
+        assert!(grove.places[at].node().demote(term), "it led all the while");
+        until("another to lead", || grove.master().is_some_and(|master| master.leads() > Some(term)));
+    }
+    // When it has applied what comes now, it has also made the copy.
+    let token = grove.write_many(5, 100);
+    let node = grove.places[at].node();
+    assert!(node.wait_for(&token, patience()).unwrap());
+    until("its log to be let go", || node.log().pins().iter().all(|pin| pin.owner != "snapshot"));
+}
+
+/// An archive in which bases take as long as the test wants.
+struct SlowBases {
+    to: DirArchive,
+    held: Arc<AtomicBool>,
+    began: Arc<AtomicBool>,
+}
+
+impl Archive for SlowBases {
+    fn put(&self, name: &str, from: &mut dyn Read) -> Result<(), ArchiveError> {
+        if name.starts_with("base/") {
+            self.began.store(true, Ordering::SeqCst);
+            until("the base to be let on", || !self.held.load(Ordering::SeqCst));
+        }
+        self.to.put(name, from)
+    }
+    fn open(&self, name: &str) -> Result<Box<dyn Read + Send>, ArchiveError> {
+        self.to.open(name)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Object>, ArchiveError> {
+        self.to.list(prefix)
+    }
+    fn remove(&self, name: &str) -> Result<(), ArchiveError> {
+        self.to.remove(name)
+    }
+}
+
+impl Grove {
+    /// Writes and prunes until the log has no more of what was there before.
+    fn prune_beyond(&self, last: Vlsn) {
+        let written = self.write_many(300, 1000);
+        until("old segments to go", || {
+            self.write(b"more");
+            let node = self.master().unwrap();
+            node.prune(written.vlsn).unwrap();
+            node.log().base().is_some_and(|base| base.vlsn > last.next())
+        });
+    }
+}
+
+#[test]
+fn a_base_that_the_log_has_left_behind_when_it_comes_is_followed_by_another() {
+    let mut grove = Grove::found(|_| ());
+    grove.write_many(20, 100);
+    let archived = grove.archived();
+    grove.places[0].config.archive = None;
+    grove.places[0].node = None;
+    grove.places[0].open();
+    until("the node to lead", || grove.master().is_some());
+    grove.prune_beyond(archived);
+    grove.places[0].node = None;
+    let [held, began] = [true, false].map(|so| Arc::new(AtomicBool::new(so)));
+    let to = archive_in(grove.dir.path());
+    let to = SlowBases { to, held: Arc::clone(&held), began: Arc::clone(&began) };
+    let mut archive = ArchiveConfig::new(Arc::new(to));
+    archive.every = Duration::from_millis(20);
+    let place = &mut grove.places[0];
+    place.config.archive = Some(archive);
+    let base = &mut place.config.base;
+    (base.keep_bytes, base.disk_floor, base.pin_max_bytes) = (0, 0, 200_000);
+    base.retention_every = Duration::from_millis(5);
+    place.open();
+    until("a base to be begun", || began.load(Ordering::SeqCst));
+    let node = grove.places[0].node();
+    until("the archive's hold on the log to be given up", || {
+        grove.write(&[1; 1000]);
+        node.log().pins().iter().any(|pin| pin.owner == "archive" && pin.void)
+    });
+    grove.write_many(100, 1000);
+    held.store(false, Ordering::SeqCst);
+    let last = grove.write(b"all of this is archived");
+    until("the archive to go on", || {
+        grove.write(b"and more");
+        grove.status().last >= Some(last.vlsn)
+    });
+}
+
+#[test]
+fn an_archive_whose_beginning_is_gone_is_told_and_gets_a_base() {
+    let mut grove = Grove::found(|_| ());
+    grove.write_many(50, 1000);
+    grove.archived();
+    let gone = Catalog::read(&grove.archive()).unwrap().logs;
+    grove.prune_beyond(gone.last().unwrap().range.last());
+    grove.archived();
+    grove.places[0].node = None;
+    for object in &gone {
+        grove.archive().remove(&object.name).unwrap();
+    }
+    assert!(grove.restore("nothing", Until::End, None).is_err());
+    let told = Arc::<Mutex<Vec<VlsnRange>>>::default();
+    grove.places[0].open();
+    let listener = Arc::clone(&told);
+    grove.places[0].node().on_change(move |event| {
+        if let Event::ArchiveGap { missing } = event {
+            listener.lock().push(*missing);
+        }
+    });
+    until("a base", || grove.status().base.is_some());
+    let why = grove.status().failed.expect("it is told");
+    assert!(why.contains("gone from the archive"), "{why}");
+    until("what is missing to be told", || !told.lock().is_empty());
+    assert_eq!(told.lock()[0].first(), Vlsn::FIRST);
+    let token = grove.write(b"behind the base");
+    until("the archive to go on", || grove.status().last >= Some(token.vlsn));
+    let restored = grove.restore("end", Until::Vlsn(token.vlsn), None).unwrap();
+    assert!(restored.base.is_some(), "{restored:?}");
+    assert_eq!(grove.records_of("end", &restored), up_to(&grove.places[0].records, token.vlsn));
+    // Whoever leads next finds nothing wrong.
+    grove.places[0].node = None;
+    grove.places[0].open();
+    let token = grove.write(b"in another term");
+    until("the archive to go on", || grove.status().last >= Some(token.vlsn));
+    assert_eq!(grove.status().failed, None);
+}
+
+#[test]
+fn what_is_gone_from_the_archive_and_still_in_the_log_is_archived_again() {
+    let mut grove = Grove::found(|_| ());
+    // The middle, while nobody leads; the beginning; and everything, under the master.
+    for round in 0..3 {
+        for _ in 0..3 {
+            grove.write_many(20, 1000);
+            grove.archived();
+        }
+        let objects = Catalog::read(&grove.archive()).unwrap().logs;
+        if round == 2 {
+            std::fs::remove_dir_all(grove.to("archive")).unwrap();
+        } else {
+            grove.places[0].node = None;
+            grove.archive().remove(&objects[1 - round].name).unwrap();
+            assert!(grove.restore(&format!("broken{round}"), Until::End, None).is_err());
+            grove.places[0].open();
+        }
+        let token = grove.write(b"more");
+        until("all to be restorable", || {
+            let catalog = Catalog::read(&grove.archive()).unwrap();
+            catalog.last_led().is_some_and(|log| log.range.last() >= token.vlsn)
+        });
+        assert_eq!(grove.archived(), grove.master().and_then(Node::committed).unwrap());
+        assert_eq!(grove.findings(), Vec::<String>::new());
+        let name = format!("whole{round}");
+        let restored = grove.restore(&name, Until::Vlsn(token.vlsn), None).unwrap();
+        assert_eq!(restored.base, None);
+        assert_eq!(grove.records_of(&name, &restored), up_to(&grove.places[0].records, token.vlsn));
+    }
 }

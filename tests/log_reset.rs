@@ -22,10 +22,13 @@ fn a_log_that_only_has_a_base_ends_there_and_goes_on_behind_it() {
     log.note_committed(v(40));
     let (life, mut scanner) = (log.life(), log.scanner());
     let (gone, stays) = (log.pin("replica:a", v(50)), log.pin("replica:b", v(901)));
+    let engine = log.pin("engine", v(50));
     let done = log.reset(base(900)).unwrap();
     assert_eq!((done.last, done.cut), (Some(base(900)), VlsnRange::new(v(41), v(120))));
     assert!(life.has_ended());
     assert_eq!((gone.holds(), stays.holds()), (false, true), "who needs more than is there is told");
+    engine.advance(v(901));
+    assert!(engine.holds(), "what it gets from here on is not checkpointed yet");
     assert!(matches!(scanner.run(None, 1, 1), Err(ScanError::LifeEnded)));
     for round in 0..3 {
         let log = if round == 0 {

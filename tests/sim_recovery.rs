@@ -103,6 +103,12 @@ fn of_slots() -> Plan {
     Plan::crashes(3).keeping(Keep { slots: 0.2, own_slots: true, ..Keep::default() })
 }
 
+fn of_wipes() -> Plan {
+    let mut plan = Plan::wipes(3).keeping(Keep { rate: 64 << 10, ..Keep::default() });
+    (plan.transfer, plan.isolate, plan.net.reset) = (0.01, 0.005, 0.005);
+    plan
+}
+
 fn of_rot() -> Plan {
     Plan::crashes(3).keeping(Keep { rot: 0.05, pin_max_bytes: 1 << 20, ..Keep::default() })
 }
@@ -124,12 +130,7 @@ fn slots_lose_nothing_and_caps_are_kept_in_crashes() {
 
 #[test]
 fn wiped_nodes_come_back_by_snapshots_that_are_broken_off_and_resumed() {
-    let plan = || {
-        let mut plan = Plan::wipes(3).keeping(Keep { rate: 64 << 10, ..Keep::default() });
-        (plan.transfer, plan.isolate, plan.net.reset) = (0.01, 0.005, 0.005);
-        plan
-    };
-    let met = campaign("snapshots", &plan, 20);
+    let met = campaign("snapshots", &of_wipes, 20);
     must_have_met(
         "snapshots",
         &met,
@@ -185,6 +186,12 @@ fn what_is_given_up_is_told_and_a_list_that_was_cut_off_kept_what_it_had_asked_f
         let outcome = Cluster::new(seed, plan()).run(TIME).map(|_| ());
         assert_eq!(outcome, Ok(()), "seed {seed}");
     }
+}
+
+/// A master came, and said that a snapshot was needed, while the node in doubt already fetched one by itself.
+#[test]
+fn a_node_in_doubt_that_a_master_waits_for_streams_when_it_has_its_snapshot() {
+    Cluster::new(222, of_wipes()).run(TIME).unwrap();
 }
 
 #[test]

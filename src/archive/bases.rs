@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::archive::base::{self, MakeError, Manifest, manifest_name};
 use crate::archive::catalog::{BaseObjects, Catalog};
@@ -17,7 +18,9 @@ use crate::watermark::{Watermark, rest};
 use crate::worker::{Step, Stop, Worker};
 
 /// How long to wait after a base that failed.
-const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(10);
+/// How long to wait until what could not be removed is tried again.
+const TIDY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Asks for bases. Those asked for while one is being made are one.
 pub struct Bases {
@@ -55,6 +58,9 @@ pub trait Copies: Send {
     /// # Errors
     /// Why there is none, for people.
     fn copy(&mut self, wait: Wait) -> Result<Option<Copied>, String>;
+
+    /// Nobody waits for the copy any more: what it would hold is let go.
+    fn forget(&mut self);
 }
 
 /// What makes bases works with this.
@@ -81,6 +87,8 @@ pub struct BaseMaker {
     /// A copy was asked for.
     copying: bool,
     not_before: Deadline,
+    /// Something old could not be removed: when to try again. That is no reason to make another base.
+    untidy: Option<Deadline>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +104,7 @@ enum Trouble {
 impl BaseMaker {
     /// A worker that makes bases while the node leads.
     pub fn new(parts: Parts) -> BaseMaker {
-        BaseMaker { parts, copying: false, not_before: Deadline::from_nanos(0) }
+        BaseMaker { parts, copying: false, not_before: Deadline::from_nanos(0), untidy: None }
     }
 
     fn make(&self, mut copied: Copied, term: Term) -> Result<(), Trouble> {
@@ -109,8 +117,31 @@ impl BaseMaker {
             base::write(archive, &mut *copied.snapshot, copied.base, term, time)?;
         }
         log::info!("the archive has a base at VLSN {at}");
-        parts.said.base(at);
-        Ok(retain(archive, parts.config.bases)?)
+        parts.said.made(at);
+        Ok(())
+    }
+
+    /// Removes what is old.
+    fn tidy(&mut self) {
+        let parts = &self.parts;
+        let tidied = retain(&*parts.config.to, parts.config.bases).map_err(Trouble::Tidy);
+        self.untidy = tidied.is_err().then(|| parts.clock.now() + TIDY_AGAIN);
+        parts.said.bases_failed(tidied.err().map(|trouble| trouble.to_string()));
+    }
+
+    /// No base is wanted now.
+    fn rest(&mut self) -> Step {
+        if (self.parts.leads)().is_none() {
+            self.untidy = None;
+            self.parts.said.bases_failed(None);
+        }
+        match self.untidy {
+            Some(due) if due <= self.parts.clock.now() => {
+                self.tidy();
+                Step::Worked
+            }
+            due => Step::Idle { due: due.unwrap_or(Deadline::NEVER) },
+        }
     }
 
     /// The timestamp of an entry; the present for one that the log has no more.
@@ -134,13 +165,15 @@ impl Worker for BaseMaker {
         let bases = &self.parts.bases;
         let next = bases.served.load(Ordering::SeqCst) + 1;
         if !self.copying {
+            let wait = self.untidy.map_or(wait, |due| wait.at_most(due));
             if !matches!(bases.wanted.wait(next, wait), Ok(true)) {
-                return Ok(Step::Idle { due: Deadline::NEVER });
+                return Ok(self.rest());
             }
             bases.served.store(bases.wanted.get(), Ordering::SeqCst);
         }
         let Some(term) = (self.parts.leads)() else {
             self.copying = false;
+            self.parts.copies.forget();
             return Ok(Step::Worked);
         };
         self.copying = true;
@@ -150,37 +183,49 @@ impl Worker for BaseMaker {
             Err(why) => Err(why),
         };
         self.copying = false;
-        let made = copied.and_then(|copied| self.make(copied, term).map_err(|trouble| trouble.to_string()));
-        if let Err(why) = made {
-            self.parts.said.failed(Some(why));
-            self.not_before = self.parts.clock.now() + AGAIN;
-            self.parts.bases.want();
+        match copied.and_then(|copied| self.make(copied, term).map_err(|trouble| trouble.to_string())) {
+            Ok(()) => self.tidy(),
+            Err(why) => {
+                self.parts.said.bases_failed(Some(why));
+                self.not_before = self.parts.clock.now() + AGAIN;
+                self.parts.bases.want();
+            }
         }
         Ok(Step::Worked)
     }
 }
 
 /// Removes the bases beyond the newest `keep`, what unfinished ones left before them, and the log objects wholly before the
-/// oldest that is kept, if there are as many. The manifest goes first: a base that is half removed counts for nothing.
+/// oldest that is kept, if there are as many. The oldest goes first, so that what is left is at every moment what a restore
+/// can still reach, and of a base the manifest: one that is half removed counts for nothing. What can't be removed does not
+/// keep the rest.
 ///
 /// # Errors
-/// [`ArchiveError`]; what is left is removed the next time.
+/// The first [`ArchiveError`]; what is left is removed the next time.
 pub fn retain(archive: &dyn Archive, keep: usize) -> Result<(), ArchiveError> {
     let catalog = Catalog::read(archive)?;
     let kept: Vec<&BaseObjects> = catalog.whole_bases().rev().take(keep.max(1)).collect();
     // While there are fewer, what lies before them is kept with them.
     let Some(oldest) = kept.get(keep.max(1) - 1).map(|base| base.at) else { return Ok(()) };
+    let mut failed = None;
+    let mut remove = |name: &str| archive.remove(name).map_err(|error| failed.get_or_insert(error).clone());
+    let mut logs = catalog.logs.iter().filter(|log| log.range.last() <= oldest).peekable();
     for base in catalog.bases.iter().filter(|base| base.at < oldest || (base.at == oldest && !base.whole)) {
+        while let Some(log) = logs.next_if(|log| log.range.last() <= base.at) {
+            let _told_below = remove(&log.name);
+        }
         let manifest = manifest_name(base.at, base.term);
-        archive.remove(&manifest)?;
-        for name in base.names.iter().filter(|name| **name != manifest) {
-            archive.remove(name)?;
+        // A base that stays whole keeps its items.
+        if remove(&manifest).is_ok() {
+            for name in base.names.iter().filter(|name| **name != manifest) {
+                let _told_below = remove(name);
+            }
         }
     }
-    for log in catalog.logs.iter().filter(|log| log.range.last() <= oldest) {
-        archive.remove(&log.name)?;
+    for log in logs {
+        let _told_below = remove(&log.name);
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 impl Manifest {

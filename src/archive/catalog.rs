@@ -87,6 +87,14 @@ impl Catalog {
         self.logs.iter().max_by_key(|object| object.range.last())
     }
 
+    /// The object in which the log ends that leads on from a whole base, or from the group's first entry: the last that is of
+    /// any use.
+    pub fn last_led(&self) -> Option<&LogObject> {
+        let starts = self.whole_bases().map(|base| Some(base.at)).chain([None]);
+        let ends = starts.filter_map(|start| self.chain(Vlsn::after(start), None).pop());
+        ends.max_by_key(|object| object.range.last())
+    }
+
     /// Objects that together hold the entries from `next` on, each as far as any reaches, up to `to` or the first gap.
     pub fn chain(&self, mut next: Vlsn, to: Option<Vlsn>) -> Vec<&LogObject> {
         let mut chain = Vec::new();

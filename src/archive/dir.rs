@@ -60,9 +60,8 @@ impl DirArchive {
         Ok(())
     }
 
-    /// Writes the file and syncs it; returns the digest of what was given, and how much that was.
-    fn write(&self, path: &Path, name: &str, from: &mut dyn Read) -> Result<(u128, u64), ArchiveError> {
-        let file = self.disk.create(path, 0).map_err(ArchiveError::io("create", name))?;
+    /// Writes into the file and syncs it; returns the digest of what was given, and how much that was.
+    fn write(file: &dyn DiskFile, name: &str, from: &mut dyn Read) -> Result<(u128, u64), ArchiveError> {
         let mut digest = XxHash3_128::new();
         let mut buffer = vec![0; CHUNK];
         let mut at = 0;
@@ -94,12 +93,13 @@ impl DirArchive {
 
     fn finish(
         &self,
+        file: &dyn DiskFile,
         temporary: &Path,
         path: &Path,
         name: &str,
         from: &mut dyn Read,
     ) -> Result<(), ArchiveError> {
-        let written = self.write(temporary, name, from)?;
+        let written = Self::write(file, name, from)?;
         if self.read_back(temporary).map_err(ArchiveError::io("read back", name))? != written {
             return Err(ArchiveError::NotKept { object: name.to_owned() });
         }
@@ -147,7 +147,19 @@ impl Archive for DirArchive {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let file = file.to_string_lossy();
         let temporary = dir.join(format!(".{file}.{:016x}-{number}{UNFINISHED}", self.own));
-        let put = self.finish(&temporary, &path, name, from);
+        let mut created = self.disk.create(&temporary, 0);
+        if is_missing(&created) {
+            // The directory was there and is gone: somebody emptied the archive, or put another in its place.
+            self.ready.lock().remove(dir);
+            self.prepare(dir).map_err(ArchiveError::io("make the directory of", name))?;
+            created = self.disk.create(&temporary, 0);
+        }
+        let created = created.map_err(ArchiveError::io("create", name));
+        let put = created.and_then(|file| self.finish(&*file, &temporary, &path, name, from));
+        if put.as_ref().is_err_and(ArchiveError::is_missing) {
+            // What was given is read: whoever gave it puts it again.
+            self.ready.lock().remove(dir);
+        }
         if put.is_err()
             && let Err(error) = ignore_missing(self.disk.remove(&temporary))
         {
@@ -205,6 +217,10 @@ pub(super) fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> 
         }
     }
     Ok(filled)
+}
+
+fn is_missing<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

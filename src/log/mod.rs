@@ -54,6 +54,7 @@ pub(crate) use lists::last_membership;
 pub use reader::MappedScanner;
 pub use recover::{Opened, TailCut, TailVerdict};
 pub use repair::{MendError, Wounded};
+pub(crate) use retention::ENGINE_PIN;
 pub use retention::{Pin, PinInfo, Pruned};
 pub use saved::{Saved, retire_saved};
 pub use scanner::{LogScanner, Run, ScanError};

@@ -11,6 +11,9 @@ use crate::log::format::sidecar_name;
 use crate::log::segment::Segment;
 use crate::planted::{Bug, active};
 
+/// Who holds the pin of the engine: it keeps what is applied and not checkpointed.
+pub(crate) const ENGINE_PIN: &str = "engine";
+
 /// Who needs which entries, by the number of the pin.
 #[derive(Default)]
 pub(super) struct Pins {
@@ -133,10 +136,11 @@ impl Core {
         self.catalog.lock().oldest().is_some_and(|segment| segment.first > vlsn)
     }
 
-    /// The log begins later now: whoever needs more than is there holds nothing.
+    /// The log begins later now: whoever needs more than is there holds nothing. Not so the engine: it is replaced with the log,
+    /// and its pin moves to where it stands then.
     pub(super) fn void_pins(&self) {
         let mut pins = self.pins.lock();
-        for pin in pins.held.values_mut() {
+        for pin in pins.held.values_mut().filter(|pin| pin.owner != ENGINE_PIN) {
             pin.void |= self.begins_after(pin.from);
         }
     }
@@ -166,7 +170,7 @@ impl Core {
                 let pins = self.pins.lock();
                 let ignored = |pin: &Held| {
                     active(Bug::PruneIgnoresSlots) && pin.owner.starts_with("slot:")
-                        || active(Bug::PruneBeyondCheckpoint) && pin.owner == "engine"
+                        || active(Bug::PruneBeyondCheckpoint) && pin.owner == ENGINE_PIN
                 };
                 let valid = pins.held.values().filter(|pin| !pin.void && !ignored(pin));
                 let floor = valid.map(|pin| pin.from).fold(floor, Vlsn::min);

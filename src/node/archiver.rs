@@ -102,4 +102,8 @@ impl Copies for EngineCopies {
         let base = node.base_at(source.at()).map_err(|error| error.to_string())?;
         Ok(Some(Copied { snapshot: source, base, pin }))
     }
+    fn forget(&mut self) {
+        // Whoever still has the right to answer drops what nobody takes: the snapshot, and its hold on the log.
+        self.asked = None;
+    }
 }

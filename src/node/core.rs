@@ -300,7 +300,7 @@ impl Core {
                         .map_err(OpenError::from)?;
                 }
                 state.update(|mut state| {
-                    state.standing = before.damaged(from, to);
+                    state.standing = before.damaged(from, to, false);
                     state
                 })?;
                 log::error!("{}: VLSN {from} to {to} are damaged, and have to come from others", config.node);
@@ -312,8 +312,8 @@ impl Core {
                     state.standing = match state.standing {
                         Standing::Newcomer => Standing::Newcomer,
                         Standing::Doubtful { from: before } => Standing::Doubtful { from: before.min(from) },
-                        Standing::Damaged { from: before, to } => {
-                            Standing::Damaged { from: before.min(from), to }
+                        Standing::Damaged { from: before, to, open } => {
+                            Standing::Damaged { from: before.min(from), to, open }
                         }
                         Standing::Full { .. } => Standing::Doubtful { from },
                     };

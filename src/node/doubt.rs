@@ -316,11 +316,11 @@ impl Shared {
     /// Whether a snapshot was put in the place of all that was damaged: then nothing is missing any more.
     fn is_passed(&self, to: Vlsn) -> Result<bool, Stop> {
         let installing = self.following.get().is_some_and(|following| following.is_installing());
-        if installing || self.core.log.base().is_none_or(|base| base.vlsn < to) {
+        let Some(base) = self.core.log.base().filter(|base| !installing && base.vlsn >= to) else {
             return Ok(false);
-        }
+        };
         let passed = self.election.state().update(|mut state| {
-            state.standing = Standing::Full { since: state.term };
+            state.standing = state.standing.back(base.vlsn.next(), state.term);
             state
         });
         passed.map(|_| true).map_err(Stop::failed)
@@ -466,16 +466,7 @@ impl Shared {
         self.reload_slots();
         let from = last.next();
         self.election.state().update(|mut state| {
-            if let Standing::Doubtful { .. } = state.standing {
-                state.standing = Standing::Doubtful { from };
-            }
-            if let Standing::Damaged { to, .. } = state.standing {
-                // All that was here is back.
-                state.standing = match from > to {
-                    true => Standing::Full { since: state.term },
-                    false => Standing::Damaged { from, to },
-                };
-            }
+            state.standing = state.standing.back(from, state.term);
             state
         })
     }
@@ -563,7 +554,8 @@ mod tests {
     #[cfg(feature = "planted")]
     #[test]
     fn the_planted_bug_gives_up_what_nobody_has() {
-        let damaged = Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap() };
+        let damaged =
+            Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap(), open: false };
         let answers = ["b", "c"].map(|name| answer(name, damaged, at(5, 1), at(5, 1)));
         crate::planted::plant(Some(Bug::DamagedSettledBecauseNobodyHasIt));
         let planted = judge_damage(0, &answers);
@@ -587,18 +579,21 @@ mod tests {
             "c may have what was committed"
         );
         assert_eq!(judge_damage(0, &[b.clone(), c]), Resolution::Fetch(id("c"), None));
-        let damaged = Standing::Damaged { from: Vlsn::new(7).unwrap(), to: Vlsn::new(9).unwrap() };
+        let damaged =
+            Standing::Damaged { from: Vlsn::new(7).unwrap(), to: Vlsn::new(9).unwrap(), open: false };
         let partly = answer("c", damaged, at(6, 1), at(5, 1));
         let bounded = Resolution::Fetch(id("b"), Vlsn::new(6));
         assert_eq!(judge_damage(0, &[b.clone(), partly]), bounded, "c tells no further");
-        let damaged = Standing::Damaged { from: Vlsn::new(3).unwrap(), to: Vlsn::new(9).unwrap() };
+        let damaged =
+            Standing::Damaged { from: Vlsn::new(3).unwrap(), to: Vlsn::new(9).unwrap(), open: false };
         let short = answer("c", damaged, at(2, 1), None);
         assert_eq!(judge_damage(0, &[b, short]), Resolution::Wait, "c can't tell yet");
     }
 
     #[test]
     fn damage_is_never_settled_because_nobody_has_it() {
-        let damaged = Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap() };
+        let damaged =
+            Standing::Damaged { from: Vlsn::new(6).unwrap(), to: Vlsn::new(9).unwrap(), open: false };
         let b = answer("b", damaged, at(5, 1), at(5, 1));
         let c = answer("c", damaged, at(5, 1), at(5, 1));
         assert_eq!(judge_damage(0, std::slice::from_ref(&b)), Resolution::Wait);

@@ -117,7 +117,9 @@ impl Shared {
         let mut fetching = self.fetching.0.lock();
         if let Some(fetch) = &*fetching {
             // It goes on, if what it fetches is still of use; the worker sees to that.
-            if need.whose != Whose::Engine {
+            // A master that said so waits for the end of it: only another's word takes the place of its own.
+            let before = fetch.need.lock().whose;
+            if matches!(need.whose, Whose::Term(_)) || (need.whose, before) == (Whose::Doubt, Whose::Engine) {
                 *fetch.need.lock() = need;
                 // What it waits for with a whole snapshot may be over.
                 if let Some(running) = &*fetch.running.lock() {

@@ -72,10 +72,10 @@ impl Judged<'_> {
 
     fn is_ahead(&self, applied: Vlsn, last: Option<Vlsn>, marked: bool) -> Result<Stands, NodeError> {
         let standing = self.state.state().standing;
-        if let (Standing::Damaged { from, to }, false) = (standing, marked) {
-            // What the engine has was here, and is to come back.
+        if let (Standing::Damaged { to, .. }, false) = (standing, marked) {
+            // What the engine has was here, and is to come back; more than was known of, and then perhaps more than that.
             self.state.update(|mut state| {
-                state.standing = Standing::Damaged { from, to: to.max(applied) };
+                state.standing = standing.damaged(applied, applied, applied > to);
                 state
             })?;
             return Ok(Stands { applied: Some(applied), lacks: false });
@@ -88,9 +88,10 @@ impl Judged<'_> {
                 .map_err(OpenError::from)?;
             self.disk.sync_dir(&self.config.dir).failed("sync", &self.config.dir).map_err(OpenError::from)?;
             retire_saved(self.disk, &self.config.dir.join("log")).map_err(OpenError::from)?;
-            // If the two belong together, the log has lost what it had flushed, and this node acknowledged.
+            // If the two belong together, the log has lost what it had flushed, and this node acknowledged: as much as the engine
+            // has, or more.
             self.state.update(|mut state| {
-                state.standing = standing.damaged(Vlsn::after(last), applied);
+                state.standing = standing.damaged(Vlsn::after(last), applied, true);
                 state
             })?;
         }

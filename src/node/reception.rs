@@ -189,7 +189,11 @@ impl Reception {
                 let reply = survey(node, &asked);
                 self.send(term, &Message::SurveyReply(reply))
             }
-            Message::EntryRequest(request) if self.sequence > 0 => self.entries(node, term, &request),
+            Message::EntryRequest(request) if self.sequence > 0 => {
+                // Whoever goes on asking is not silent: a gap may take longer than a first message may.
+                self.deadline = self.clock.now() + node.core.config.handshake_timeout;
+                self.entries(node, term, &request)
+            }
             Message::Control(_) | Message::Request(_)
                 if self.sequence == 0 && node.receptions.crowded(node.core.config.max_connections) =>
             {

@@ -323,7 +323,7 @@ impl Shared {
         let damaged = log.damaged();
         let whole = damaged.first().zip(damaged.last());
         let standing = match self.election.state().state().standing {
-            crate::members::Standing::Damaged { from, to } => VlsnRange::new(from, to),
+            crate::members::Standing::Damaged { from, to, .. } => VlsnRange::new(from, to),
             _ => None,
         };
         let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);

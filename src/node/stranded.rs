@@ -28,6 +28,12 @@ impl Stranded {
         self.since = None;
     }
 
+    /// Somebody is asked: who comes next has to wait as long.
+    fn asked(&mut self, after: Option<Position>, now: Deadline) {
+        self.since = Some((after, now));
+        self.turn += 1;
+    }
+
     /// Whether the log has ended at `after` for as long as that.
     fn long_enough(&mut self, after: Option<Position>, now: Deadline, patience: std::time::Duration) -> bool {
         match self.since {
@@ -68,6 +74,7 @@ impl Shared {
         answers: &BTreeMap<NodeId, SurveyReply>,
     ) {
         if self.core.config.snapshots == Snapshots::Manual
+            || self.fetching.runs()
             || !stranded.long_enough(after, now, self.election.timeout() * PATIENCE)
         {
             return;
@@ -76,7 +83,7 @@ impl Shared {
         if givers.is_empty() {
             return;
         }
-        stranded.turn += 1;
+        stranded.asked(after, now);
         let from = givers[stranded.turn % givers.len()].clone();
         let known = Vlsn::new(self.core.apply.committed.get()).max(self.core.log.known_committed());
         let least = Some(Vlsn::after(after.map(|after| after.vlsn))).max(known);
@@ -137,6 +144,12 @@ mod tests {
         ] {
             assert_eq!(stranded.long_enough(after, then(now), patience), expected, "{after:?} {now}");
         }
+        stranded.asked(at(6, 1), then(201));
+        assert!(
+            !stranded.long_enough(at(6, 1), then(300), patience),
+            "each attempt makes somebody copy its engine"
+        );
+        assert!(stranded.long_enough(at(6, 1), then(301), patience));
         stranded.moves();
         assert!(!stranded.long_enough(at(6, 1), then(300), patience), "it begins anew");
     }

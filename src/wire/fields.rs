@@ -42,7 +42,7 @@ impl Put<'_> {
         let (kind, at) = match standing {
             Standing::Newcomer => (0, 0),
             Standing::Doubtful { from } => (1, from.get()),
-            Standing::Damaged { from, .. } => (3, from.get()),
+            Standing::Damaged { from, open, .. } => (if open { 4 } else { 3 }, from.get()),
             Standing::Full { since } => (2, u64::from(since.get())),
         };
         self.u8(kind);
@@ -151,7 +151,9 @@ impl<'a> Take<'a> {
         match (kind, Vlsn::new(at), u32::try_from(at)) {
             (0, None, _) => Ok(Standing::Newcomer),
             (1, Some(from), _) if at <= MAX_VLSN => Ok(Standing::Doubtful { from }),
-            (3, Some(from), _) if at <= MAX_VLSN => Ok(Standing::Damaged { from, to: self.entry(field)? }),
+            (3 | 4, Some(from), _) if at <= MAX_VLSN => {
+                Ok(Standing::Damaged { from, to: self.entry(field)?, open: kind == 4 })
+            }
             (2, _, Ok(since)) => Ok(Standing::Full { since: Term::new(since) }),
             _ => Err(self.value(field, kind)),
         }

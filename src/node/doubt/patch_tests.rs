@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::engine::{Engine, EngineError};
 use crate::entry::{Entries, NewEntry};
-use crate::ids::{GroupId, number};
+use crate::ids::{GroupId, Position, number};
 use crate::log::mmap::Mapping;
 use crate::log::{Log, LogConfig, LogScanner};
 use crate::node::{Host, Node, NodeConfig};
@@ -143,6 +143,10 @@ struct Place {
 impl Place {
     /// Whatever it had is damaged, up to VLSN `to`.
     fn damaged(to: u64) -> Place {
+        Place::standing_so(Standing::Damaged { from: v(1), to: v(to), open: false })
+    }
+
+    fn standing_so(standing: Standing) -> Place {
         let dir = tempfile::tempdir().unwrap();
         let mut base = Config::new(GROUP, id("a"), dir.path().join("a"));
         base.members = Members::new(["a", "b", "c"].map(|name| Member::electable(id(name))).into()).unwrap();
@@ -151,8 +155,7 @@ impl Place {
         let gate = Arc::clone(&disk.0);
         let host = Host { disk: Arc::new(disk), ..Host::machine() };
         let node = Node::create(NodeConfig::new(base), Box::new(Nothing), host).unwrap();
-        let damaged = Standing::Damaged { from: v(1), to: v(to) };
-        let noted = node.shared.election.state().update(|state| State { standing: damaged, ..state });
+        let noted = node.shared.election.state().update(|state| State { standing, ..state });
         noted.unwrap();
         Place { dir, gate, node }
     }
@@ -208,7 +211,11 @@ fn a_standing_waits_for_the_disk_to_have_what_came_back() {
         place.gate.shut(false);
         assert!(first.join().unwrap());
         assert_eq!(last, 9, "{patched:?}");
-        assert_eq!(standing, Standing::Damaged { from: v(1), to: v(9) }, "nothing of it is on the disk yet");
+        assert_eq!(
+            standing,
+            Standing::Damaged { from: v(1), to: v(9), open: false },
+            "nothing of it is on the disk yet"
+        );
         assert!(patched.is_err());
     });
     // It is told as soon as it is, though nothing more comes.
@@ -222,6 +229,20 @@ fn a_standing_waits_for_the_disk_to_have_what_came_back() {
 }
 
 #[test]
+fn what_may_have_been_behind_the_damage_is_in_doubt_when_that_is_back_or_a_snapshot_is_in_its_place() {
+    let open = Standing::Damaged { from: v(1), to: v(9), open: true };
+    let place = Place::standing_so(open);
+    let runs = place.runs(&[9]);
+    place.node.shared.patch(&place.node.shared.own.id, &runs[0]).unwrap();
+    assert_eq!((place.last(), place.standing()), (9, Standing::Doubtful { from: v(10) }));
+    // The engine that came with it may lack what this node acknowledged behind it.
+    let place = Place::standing_so(open);
+    place.node.shared.core.log.reset(Position { vlsn: v(12), term: Term::new(1), crc: 7 }).unwrap();
+    assert!(place.node.shared.is_passed(v(9)).unwrap());
+    assert_eq!(place.standing(), Standing::Doubtful { from: v(13) });
+}
+
+#[test]
 fn nothing_is_patched_while_a_snapshot_is_installed() {
     let place = Place::damaged(9);
     let runs = place.runs(&[4, 9]);
@@ -229,7 +250,10 @@ fn nothing_is_patched_while_a_snapshot_is_installed() {
     let following = node.following.get().unwrap();
     assert!(following.begin_install());
     node.patch(&node.own.id, &runs[0]).unwrap();
-    assert_eq!((place.last(), place.standing()), (0, Standing::Damaged { from: v(1), to: v(9) }));
+    assert_eq!(
+        (place.last(), place.standing()),
+        (0, Standing::Damaged { from: v(1), to: v(9), open: false })
+    );
     following.end_install();
     for run in &runs {
         node.patch(&node.own.id, run).unwrap();
