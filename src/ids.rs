@@ -100,7 +100,10 @@ impl VlsnRange {
 
 impl fmt::Display for VlsnRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..={}", self.first, self.last)
+        match self.first == self.last {
+            true => write!(f, "{}", self.first),
+            false => write!(f, "{} to {}", self.first, self.last),
+        }
     }
 }
 
@@ -314,7 +317,8 @@ mod tests {
     fn a_range_is_never_empty() {
         let (one, two) = (Vlsn::FIRST, Vlsn::FIRST.next());
         assert!(VlsnRange::new(two, one).is_none());
-        assert_eq!(VlsnRange::new(one, two).map(|r| r.to_string()).as_deref(), Some("1..=2"));
+        assert_eq!(VlsnRange::new(one, two).map(|r| r.to_string()).as_deref(), Some("1 to 2"));
+        assert_eq!(VlsnRange::new(two, two).map(|r| r.to_string()).as_deref(), Some("2"));
     }
 
     #[test]

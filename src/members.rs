@@ -54,6 +54,8 @@ pub enum Health {
     Lagging,
     /// Not connected, or ended with an error.
     Error,
+    /// Nobody has the entries any more that it needs next: it waits for a snapshot, or has to be given one by hand.
+    NeedsSnapshot,
 }
 
 impl fmt::Display for Health {
@@ -64,6 +66,7 @@ impl fmt::Display for Health {
             Health::CatchingUp => "catching-up",
             Health::Lagging => "lagging",
             Health::Error => "error",
+            Health::NeedsSnapshot => "needs-snapshot",
         })
     }
 }

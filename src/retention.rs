@@ -61,11 +61,12 @@ pub struct Decision {
     pub restate_slots: bool,
 }
 
-/// Whether the pins of this owner are bounded: those of a replica, slot, archive or subscription. The engine's own, and
-/// that of a snapshot that is being given, hold as long as they are there.
+/// Whether the pins of this owner are bounded: those of a replica, slot, archive or subscription, and of a node to which nobody
+/// could give the snapshot that it needs. The engine's own, and that of a snapshot that is being given, hold as long as they
+/// are there.
 pub fn is_bounded(owner: &str) -> bool {
     let kind = owner.split(':').next().unwrap_or_default();
-    matches!(kind, "replica" | "slot" | "archive" | "subscription")
+    matches!(kind, "replica" | "slot" | "archive" | "subscription" | "needs-snapshot")
 }
 
 /// Decides. What it lets go is below everything that is not committed, that the engine may ask for again, that states who

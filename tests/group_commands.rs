@@ -225,6 +225,11 @@ fn the_status_is_a_table_or_json_and_the_exit_code_says_whether_somebody_leads()
     // A wrong group is a named error.
     let wrong = exits(1, &["status", "--at", &group.at(0), "--group", &"0".repeat(31).replacen("", "1", 1)]);
     assert!(wrong.contains(GROUP), "{wrong}");
+    let group_id = "0".repeat(31).replacen("", "1", 1);
+    let wrong = exits(1, &["slots", "list", "--at", &group.at(0), "--group", &group_id]);
+    assert!(wrong.contains(&format!("belongs to group {GROUP}")), "{wrong}");
+    let unnamed = exits(1, &["slots", "create", "", "--at", &group.at(0)]);
+    assert!(unnamed.contains("give its name"), "{unnamed}");
     let master = group.master();
     for at in (0..3).filter(|at| *at != master) {
         group.kill(at);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use quorate::clock::Wait;
 use quorate::disk::{Disk, RealDisk};
 use quorate::entry::{EntryRef, Header};
-use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace};
+use quorate::log::{DoubtfulTail, Log, LogConfig, LogScanner, ScanError, ScrubPlace, TruncateError};
 use quorate::members::{Change, Standing};
 use quorate::sim::NetConfig;
 use quorate::wire::message::{ControlReply, Message, Order};
@@ -143,6 +143,66 @@ fn a_flip_that_nobody_read_is_found_by_scrub_and_healed_on_a_replica_and_on_a_ma
         assert!(entries(stage.node(at).log()).unwrap().starts_with(&before));
         let scrub = stage.node(at).status().keeping.scrub;
         assert_eq!((scrub.found, scrub.healed), (1, 1));
+    }
+}
+
+/// Entries of a node's newest segment, from the first to the last.
+fn newest(stage: &Stage, at: usize) -> Vec<(Vlsn, (PathBuf, u64, usize))> {
+    let last = segments(stage, at).pop().unwrap();
+    places(stage, at).into_iter().filter(|(_, (path, ..))| *path == last).collect()
+}
+
+#[test]
+fn damage_in_the_segment_that_is_written_to_is_found_and_healed_though_nothing_more_is_written() {
+    // Found by a reader, or by scrub; on a replica, or on a master; in the newest entry, or in an older one, or in its header.
+    for case in 0..12_u64 {
+        let mut stage = filled(200 + case);
+        let (by_scrub, on_master) = (case % 2 == 0, case / 2 % 2 == 0);
+        let master = stage.master();
+        let at = if on_master { master } else { (master + 1) % 3 };
+        let before = entries(stage.node(at).log()).unwrap();
+        let entries_there = newest(&stage, at);
+        let (vlsn, (path, offset, len)) =
+            entries_there[(case / 4) as usize * (entries_there.len() - 1) / 2].clone();
+        let header = case % 3 == 0;
+        flip(&stage, at, &path, offset + if header { 9 } else { len as u64 / 2 });
+        if by_scrub {
+            scrub(&stage, at);
+        } else {
+            assert!(stage.node(at).log().payload(vlsn).is_err(), "case {case}");
+        }
+        stage.until("healing", || stage.node(at).log().damages_healed() == 1);
+        healed(&stage);
+        assert!(entries(stage.node(at).log()).unwrap().starts_with(&before), "case {case}");
+        // It is whole on the disk too, and written to as before.
+        stage.crash(at);
+        stage.open(at);
+        assert!(stage.node(at).standing().counts(), "case {case}");
+        assert!(stage.node(at).log().known_committed() >= Some(vlsn), "case {case}: its marks are not lost");
+        stage.write(b"after");
+        healed(&stage);
+        assert!(entries(stage.node(at).log()).unwrap().starts_with(&before), "case {case}");
+    }
+}
+
+#[test]
+fn two_of_three_that_are_damaged_in_what_they_write_to_heal_each_other_and_go_on() {
+    for seed in 220..226 {
+        let mut stage = filled(seed);
+        let master = stage.master();
+        let [other, gone] = [(master + 1) % 3, (master + 2) % 3];
+        stage.crash(gone);
+        let before = entries(stage.node(master).log()).unwrap();
+        for (at, from_end) in [(other, 1), (master, 2)] {
+            let entries = newest(&stage, at);
+            let (vlsn, (path, offset, len)) = entries[entries.len() - from_end].clone();
+            flip(&stage, at, &path, offset + len as u64 / 2);
+            assert!(stage.node(at).log().payload(vlsn).is_err());
+        }
+        stage.until("both to be whole", || stage.up().all(|node| node.log().damaged().is_empty()));
+        stage.write_among(&[master, other], b"after");
+        healed(&stage);
+        assert!(entries(stage.node(other).log()).unwrap().starts_with(&before), "seed {seed}");
     }
 }
 
@@ -348,6 +408,41 @@ fn damage_that_everybody_else_has_pruned_is_passed_by_a_snapshot_also_where_nobo
         stage.write(b"after");
         stage.settle();
         assert!(stage.agreed().starts_with(&before), "seed {seed}: nothing was lost");
+    }
+}
+
+#[test]
+fn a_node_that_is_alone_drops_damage_that_its_engine_is_beyond_and_leads_again_with_all_it_had() {
+    for seed in 82..86 {
+        let mut stage = Stage::group(seed, &["n1"]);
+        let mut slot = None;
+        stage.until("a slot", || {
+            slot = slot.or(stage.node(0).create_slot("backup", None).ok());
+            slot.is_some()
+        });
+        for number in 0..100_u8 {
+            stage.write(&vec![number | 1; 2000]);
+        }
+        stage.run(Duration::from_millis(100));
+        let before = stage.agreed();
+        let (path, offset, len) = places(&stage, 0)[&v(20)].clone();
+        flip(&stage, 0, &path, offset + len as u64 - 1);
+        scrub(&stage, 0);
+        stage.until("it to be dropped", || stage.node(0).log().damaged().is_empty());
+        assert!(stage.node(0).log().oldest() > Some(v(20)), "seed {seed}");
+        stage.write(b"after");
+        for reopens in [false, true] {
+            if reopens {
+                stage.crash(0);
+                stage.open(0);
+                stage.write(b"and later");
+            }
+            stage.settle();
+            let members = stage.node(0).members();
+            assert_eq!(members.iter().map(|one| one.id.to_string()).collect::<Vec<_>>(), ["n1"]);
+            assert!(stage.node(0).slots().find("backup").is_some(), "what the log began with says the base");
+            assert!(stage.agreed().starts_with(&before), "seed {seed}");
+        }
     }
 }
 
@@ -604,6 +699,38 @@ fn heal(log: &Log, original: &[Vec<u8>]) -> bool {
         }
     }
     true
+}
+
+#[test]
+fn a_cut_behind_damage_waits_until_it_is_healed_and_changes_nothing_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { segment_bytes: 64 << 10, ..of_group(dir.path()) };
+    let (log, _) = TestDisk::default().open_log(config).unwrap();
+    fill(&log, 1, 100);
+    assert!(log.flush(v(100), Wait::Now).unwrap());
+    let mut original = Vec::new();
+    let mut scanner = log.scanner();
+    let mut after = None;
+    while let Some(run) = scanner.run(after, 1, 4096).unwrap() {
+        original.push(run.slices().concat());
+        after = Some(run.last.vlsn);
+    }
+    let names = common::names(dir.path(), ".seg");
+    assert_eq!(names.len(), 1, "all is in the segment that is written to");
+    let path = dir.path().join(&names[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(original[49].len()).position(|bytes| bytes == original[49]).unwrap();
+    bytes[at + original[49].len() - 1] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    for _ in 0..2 {
+        let refused = log.truncate_after(Some(v(70))).unwrap_err();
+        assert!(matches!(refused, TruncateError::Damaged { from, .. } if from == v(71)), "{refused}");
+        assert!(!log.poisoned() && !log.damaged().is_empty());
+    }
+    log.seal_damaged().unwrap();
+    assert!(heal(&log, &original));
+    assert_eq!(log.truncate_after(Some(v(70))).unwrap().last.map(|last| last.vlsn), Some(v(70)));
+    assert_eq!(read_all(&log).unwrap(), (1..=70).collect::<Vec<_>>());
 }
 
 #[test]

@@ -21,8 +21,8 @@ use quorate::wire::MessageType;
 use quorate::wire::frame::{FrameHeader, HEADER_LEN};
 use quorate::wire::message::{Message, RejectReason, SnapshotId, SnapshotPlace, SnapshotRequest};
 use quorate::{
-    Address, Admission, Config, Engine, EngineError, Entries, Host, NewEntry, Node, NodeConfig, NodeError,
-    NodeId, Outcome, Policy, Replica, Snapshots, Token, TransferError, Vlsn,
+    Address, Admission, Config, Engine, EngineError, Entries, Health, Host, NewEntry, Node, NodeConfig,
+    NodeError, NodeId, Outcome, Policy, Replica, Snapshots, Token, TransferError, Vlsn,
 };
 
 /// What an engine holds. It outlives the engine, as a store would.
@@ -827,6 +827,39 @@ fn busy_nodes_and_those_that_make_no_snapshots_lead_to_another_provider() {
     assert!(group.places[master].shelf.snapshots.load(Ordering::SeqCst) > 0, "the master gave it");
     let token = group.write(5);
     group.all_have(&token);
+}
+
+#[test]
+fn a_node_that_takes_no_snapshot_says_so_and_does_not_keep_the_masters_log_for_ever() {
+    let mut group = Group::of(3, 10, |_, config| {
+        (config.base.snapshots, config.base.pin_max_bytes) = (Snapshots::Manual, 500_000);
+        config.base.retention_every = Duration::from_millis(50);
+    });
+    group.write(20);
+    let at = group.down(true);
+    group.write(300);
+    group.prune();
+    group.places[at].join();
+    let health = |node: usize, of: &NodeId| {
+        let status = group.places[node].node().status();
+        status.members.iter().find(|one| one.member.id == *of).and_then(|one| one.health)
+    };
+    let name = group.places[at].config.base.node.clone();
+    until("both to say that it needs a snapshot", || {
+        let own = group.places[at].node().status().health;
+        let master = health(group.master_at(), &name);
+        (own, master) == (Health::NeedsSnapshot, Some(Health::NeedsSnapshot))
+    });
+    let master = group.places[group.master_at()].node();
+    let owner = format!("needs-snapshot:{name}");
+    until("its pin to be bounded", || master.log().pins().iter().any(|pin| pin.owner == owner));
+    let oldest = master.log().oldest();
+    until("the master to let go of what nobody could ever take", || {
+        group.write(20);
+        let _as_far_as_may_be = master.prune(v(u64::MAX >> 1)).unwrap();
+        master.log().oldest() > oldest
+    });
+    assert!(group.places[at].node().log().last().is_none());
 }
 
 #[test]

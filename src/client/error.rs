@@ -61,7 +61,7 @@ pub enum ClientError {
         limit: u32,
     },
     /// A text of the order is longer or shorter than it may be: nothing was sent.
-    #[error("the {field} has {len} bytes, which no message carries")]
+    #[error("{}", match len { 0 => format!("no {field} is named: give its name"), len => format!("the {field} has {len} bytes: give a shorter one") })]
     Misfit {
         /// Of what.
         field: &'static str,

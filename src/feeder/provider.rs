@@ -22,6 +22,16 @@ pub(super) struct Needing {
     failed: BTreeSet<NodeId>,
     /// Until when the log is kept for it, while it is not connected.
     until: Option<Deadline>,
+    /// It was told so; else this node leads since a moment ago, and does not know.
+    told: bool,
+    /// Since it was opened everybody was named to it, and it asks still: nothing says that a snapshot will ever come.
+    failing: bool,
+}
+
+impl Needing {
+    pub fn is_told(&self) -> bool {
+        self.told
+    }
 }
 
 /// A member that could give a snapshot.
@@ -49,8 +59,14 @@ fn choose<'a>(
     candidates.iter().filter(fit).min_by_key(rank)
 }
 
-fn owner(node: &NodeId) -> String {
+/// Holds as long as it is there.
+fn fetching(node: &NodeId) -> String {
     format!("snapshot:{node}")
+}
+
+/// Has the bounds of a replica's pin.
+fn failing(node: &NodeId) -> String {
+    format!("needs-snapshot:{node}")
 }
 
 impl Hub {
@@ -63,18 +79,27 @@ impl Hub {
         if !registry.is_current(node, to) {
             return None;
         }
-        if let Some(oldest) = oldest {
-            // Under the lock, as every pin.
-            self.source.pin(&owner(node), oldest);
-        }
         let mut needing = registry.needing.remove(node).unwrap_or_default();
         needing.until = None;
         let session = registry.session(node);
         let last = needing.provider.take();
         if session == needing.session {
+            // We are named last.
+            needing.failing |= needing.told && last.is_none();
             needing.failed.extend(last.clone());
+        } else {
+            needing.failing = false;
         }
-        needing.session = session;
+        (needing.session, needing.told) = (session, true);
+        if let Some(oldest) = oldest {
+            // Under the lock, as every pin. The new one holds before the old one goes.
+            let (name, other) = match needing.failing {
+                true => (failing(node), fetching(node)),
+                false => (fetching(node), failing(node)),
+            };
+            self.source.pin(&name, oldest);
+            self.source.unpin(&other);
+        }
         let chosen = match &self.reign {
             Reign::Follows(_) => None,
             Reign::Leads(_) => {
@@ -115,7 +140,7 @@ impl Hub {
         let mut registry = self.registry.lock();
         let others = members.iter().filter(|one| one.id != self.config.node && one.role != Role::Arbiter);
         for member in others {
-            self.source.pin(&owner(&member.id), oldest);
+            self.source.pin(&fetching(&member.id), oldest);
             let until = Some(self.clock.now() + self.config.snapshot_patience);
             registry.needing.insert(member.id.clone(), Needing { until, ..Needing::default() });
         }
@@ -125,7 +150,7 @@ impl Hub {
     pub fn needs_no_snapshot(&self, to: &Connection, node: &NodeId) {
         let mut registry = self.registry.lock();
         if registry.is_current(node, to) && registry.needing.remove(node).is_some() {
-            self.source.unpin(&owner(node));
+            self.unpin_needing(node);
         }
     }
 
@@ -148,11 +173,16 @@ impl Hub {
         registry.needing.values().filter_map(|needing| needing.until).min().unwrap_or(Deadline::NEVER)
     }
 
+    fn unpin_needing(&self, node: &NodeId) {
+        self.source.unpin(&fetching(node));
+        self.source.unpin(&failing(node));
+    }
+
     fn give_up(&self, registry: &mut Registry, over: impl Fn(&NodeId, &Needing) -> bool) {
         registry.needing.retain(|node, needing| {
             let over = over(node, needing);
             if over {
-                self.source.unpin(&owner(node));
+                self.unpin_needing(node);
             }
             !over
         });

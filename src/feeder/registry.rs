@@ -360,6 +360,9 @@ impl Hub {
                 let state = connection.map_or(FeederState::Idle, |connection| connection.state());
                 let lag_entries = number(tip).saturating_sub(number(positions.received));
                 let health = match state {
+                    _ if registry.needing.get(&member.id).is_some_and(Needing::is_told) => {
+                        Health::NeedsSnapshot
+                    }
                     FeederState::Idle | FeederState::Shutdown => Health::Error,
                     FeederState::Handshaking | FeederState::CatchingUp => Health::CatchingUp,
                     _ if lag_entries > self.config.lag_limit => Health::Lagging,

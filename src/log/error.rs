@@ -248,6 +248,17 @@ pub enum FlushError {
     Closed,
 }
 
+impl FlushError {
+    /// Why what was staged was not written.
+    pub(super) fn of_write(error: AppendError) -> FlushError {
+        match error {
+            AppendError::Poisoned => FlushError::Poisoned,
+            AppendError::Closed => FlushError::Closed,
+            other => FlushError::Write(other),
+        }
+    }
+}
+
 /// Why the log was not truncated.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TruncateError {
@@ -282,6 +293,14 @@ pub enum TruncateError {
         "there is no room to save the entries that are to be cut, and nothing was changed: make room on the disk; it is tried again: {0}"
     )]
     Full(IoFailure),
+    /// What is to be kept is damaged. Nothing was changed, and the damage is known now.
+    #[error("{path} is damaged before VLSN {from}, from which on the log is to be cut: it is healed first", path = path.display())]
+    Damaged {
+        /// The segment with the cut.
+        path: PathBuf,
+        /// The first entry to be cut.
+        from: Vlsn,
+    },
     /// The system refused midway: the log is poisoned, and opening it again finishes or undoes the cut.
     #[error("the cut stopped midway, and opening the log again finishes or undoes it: {0}")]
     Io(#[from] IoFailure),

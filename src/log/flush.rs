@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::clock::{Deadline, Wait};
 use crate::ids::{TermSpan, Vlsn};
 use crate::log::core::Core;
-use crate::log::error::{AppendError, FlushError, IoFailure};
+use crate::log::error::{FlushError, IoFailure};
 use crate::log::format::SyncMark;
 use crate::log::index::Sidecar;
 use crate::log::life::Life;
@@ -92,7 +92,7 @@ impl Core {
     }
 
     /// After a flush: asks one of those whom it did not serve to do the next.
-    fn hand_on(&self, life: &Life) {
+    pub(super) fn hand_on(&self, life: &Life) {
         let flushed = life.flushed.get();
         let mut waiting = self.waiting.lock();
         if let Some(next) = waiting.iter().position(|waiting| waiting.target > flushed) {
@@ -113,13 +113,7 @@ impl Core {
 
     /// Writes what is staged, syncs it, publishes it and stages a mark. The caller holds the flush lock.
     pub(super) fn sync_all(&self, side: &mut FlushSide) -> Result<(), FlushError> {
-        if let Err(error) = self.write_out() {
-            return Err(match error {
-                AppendError::Poisoned => FlushError::Poisoned,
-                AppendError::Closed => FlushError::Closed,
-                other => FlushError::Write(other),
-            });
-        }
+        self.write_out().map_err(FlushError::of_write)?;
         let life = self.life();
         // First what is written, then the segments: so every entry up to `written` is in one of these.
         let written = life.written.get();
@@ -200,6 +194,26 @@ impl Core {
             Err(error) => log::warn!("segment {} stays without an index: {error}", segment.path.display()),
         }
         true
+    }
+
+    /// Syncs everything, and writes the index of a segment that has another behind it, and those that were due before.
+    pub(super) fn sync_and_seal(
+        &self,
+        side: &mut FlushSide,
+        segment: &Arc<Segment>,
+    ) -> Result<(), FlushError> {
+        self.sync_all(side)?;
+        if self.stage.lock().is_unsynced() {
+            // The mark, too: from then on those of the segment are not read at open.
+            self.sync_all(side)?;
+        }
+        let listed = side.to_seal.iter().any(|other| Arc::ptr_eq(other, segment));
+        if !listed && self.catalog.lock().end_of(segment.first).is_some() {
+            // Its index could not be written when it was due.
+            side.to_seal.push(Arc::clone(segment));
+        }
+        while self.seal_one(side) {}
+        Ok(())
     }
 
     pub(super) fn close(&self) -> Result<(), FlushError> {

@@ -304,7 +304,7 @@ impl Log {
     /// the segment with the cut and ends the life. Blocks flushes and appends meanwhile.
     ///
     /// # Errors
-    /// [`TruncateError`]. After `Full` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
+    /// [`TruncateError`]. After `Full` and `Damaged` nothing is changed. After `Io` and `Reopen` the log is poisoned, and opening it finishes
     /// or undoes the cut.
     pub fn truncate_after(&self, keep: Option<Vlsn>) -> Result<Truncated, TruncateError> {
         self.core.truncate_after(keep)
@@ -384,6 +384,14 @@ impl Log {
         self.core.damages.healed.load(std::sync::atomic::Ordering::SeqCst)
     }
 
+    /// Seals the segments in which damage is known, also the one that is written to: a new one is begun behind it.
+    ///
+    /// # Errors
+    /// [`FlushError`]: what is not sealed can be sealed by a later call.
+    pub fn seal_damaged(&self) -> Result<(), FlushError> {
+        self.core.seal_damaged()
+    }
+
     /// Looks through the first damaged segment that is sealed: what of it is good, and what has to be fetched.
     pub fn wounded(&self) -> Option<Wounded> {
         self.core.wounded()
@@ -397,7 +405,7 @@ impl Log {
         Saved::read(&*self.core.disk, &self.core.config.dir)
     }
 
-    /// Reads the next part of a sealed segment from its file and verifies it.
+    /// Reads the next part of a segment from its file and verifies it.
     pub fn scrub(&self, at: ScrubPlace) -> Scrubbed {
         self.core.scrub(at)
     }

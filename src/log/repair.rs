@@ -17,7 +17,7 @@ use crate::disk::DiskFile;
 use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header};
 use crate::ids::{Position, Vlsn, VlsnRange};
 use crate::log::core::Core;
-use crate::log::error::{Failed, IoFailure};
+use crate::log::error::{Failed, FlushError, IoFailure};
 use crate::log::format::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::log::index::{Sidecar, create_anew};
 use crate::log::scanner::ScanError;
@@ -142,10 +142,8 @@ impl Core {
             None => end.and_then(|end| VlsnRange::new(segment.first, end)),
         };
         let Some(range) = range else { return };
-        // What was verified before is read again with its CRCs.
-        if segment.is_sealed() {
-            segment.verified.store(SEGMENT_HEADER_LEN as u64, Ordering::Release);
-        }
+        // What was verified or written before is read again with its CRCs.
+        segment.verified.store(SEGMENT_HEADER_LEN as u64, Ordering::Release);
         let mut known = self.damages.known.lock();
         let news = match known.get_mut(&segment.first) {
             Some(known) => {
@@ -198,6 +196,23 @@ impl Core {
 
     pub(super) fn ease(&self) {
         self.damages.eased.advance(self.damages.eased.get() + 1);
+    }
+
+    /// Seals every segment in which damage is known, so that it can be made anew: the one that is written to is left for a
+    /// new one first. Nothing is read for that: the index says what memory knows, which is what was written.
+    pub(super) fn seal_damaged(&self) -> Result<(), FlushError> {
+        let firsts: Vec<Vlsn> = self.damages.known.lock().keys().copied().collect();
+        for first in firsts {
+            let segment = self.catalog.lock().get(first);
+            let Some(segment) = segment.filter(|segment| !segment.is_sealed()) else { continue };
+            self.leave_segment(first).map_err(FlushError::of_write)?;
+            let mut side = self.flush.lock();
+            let outcome = self.sync_and_seal(&mut side, &segment);
+            drop(side);
+            self.hand_on(&self.life());
+            outcome?;
+        }
+        Ok(())
     }
 
     pub(super) fn wounded(self: &Arc<Core>) -> Option<Wounded> {
@@ -255,6 +270,11 @@ impl Wounded {
     /// The segment's last entry.
     pub fn last(&self) -> Vlsn {
         self.last.vlsn
+    }
+
+    /// The segment's last entry, as what stands behind it tells.
+    pub fn end(&self) -> Position {
+        self.last
     }
 
     /// The bytes that its entries have, at most.

@@ -1,4 +1,6 @@
-//! Scrubbing: sealed segments are read from their files, whoever else reads them, and what is damaged is noted.
+//! Scrubbing: segments are read from their files, whoever else reads them, and what is damaged is noted.
+
+use std::ops::Range;
 
 use crate::entry::{EntryDamage, EntryRef, HEADER_TXN_LEN, Header, follows};
 use crate::ids::{Position, Term, Vlsn};
@@ -49,15 +51,16 @@ impl Core {
             let end = catalog.end_of(segment.first);
             (segment, end)
         };
-        let Some(end) = end.filter(|_| segment.is_sealed()) else { return over };
+        // The last segment grows meanwhile, and may come to be sealed.
+        let (indexed, stop) = (segment.is_sealed(), segment.end());
         let inside = at.inside.filter(|(first, ..)| *first == segment.first);
         let (offset, before) = match inside {
             Some((_, offset, before)) => (offset, before),
             None => (0, segment.base),
         };
-        let done = Some(ScrubPlace::behind(Some(end.vlsn)));
-        let (outcome, bytes) = match self.scrub_part(&segment, offset, before, end) {
-            Ok((next, before)) if next < segment.end() => {
+        let done = end.map(|end| ScrubPlace::behind(Some(end.vlsn)));
+        let (outcome, bytes) = match self.scrub_part(&segment, offset..stop, before, end, indexed) {
+            Ok((next, before)) if next < stop => {
                 let after = before.map(|before| before.vlsn);
                 let inside = Some((segment.first, next, before));
                 (Some(ScrubPlace { after, inside }), next - offset)
@@ -76,32 +79,37 @@ impl Core {
         Scrubbed { next: outcome, bytes }
     }
 
-    /// Verifies about [`PART`] bytes of a segment; where it came to, or what is damaged.
+    /// Verifies about [`PART`] bytes of a segment; where it came to, or what is damaged. `end`: what it ends with, if it has
+    /// another behind it.
     fn scrub_part(
         &self,
         segment: &Segment,
-        offset: u64,
+        range: Range<u64>,
         before: Option<Position>,
-        end: Position,
+        end: Option<Position>,
+        indexed: bool,
     ) -> Result<(u64, Option<Position>), (u64, Vlsn, EntryDamage)> {
         let first = segment.first;
         let unreadable = |offset, from| (offset, from, EntryDamage::Short { needed: 1, present: 0 });
         let file = self.disk.open(&segment.path).map_err(|_| unreadable(0, first))?;
         let mut window = Window::new(file).map_err(|_| unreadable(0, first))?;
-        let mut offset = offset;
+        let mut offset = range.start;
         if offset == 0 {
             let head = window.bytes(0, SEGMENT_HEADER_LEN).map_err(|_| unreadable(0, first))?;
             SegmentHeader::decode(head, self.config.group, first)
                 .map_err(|_| (0, first, EntryDamage::Header))?;
             let path = self.config.dir.join(sidecar_name(first));
-            let index = read_whole(&*self.disk, &path, SIDECAR_LIMIT).ok().flatten();
+            let index = match indexed {
+                true => read_whole(&*self.disk, &path, SIDECAR_LIMIT).ok().flatten(),
+                false => None,
+            };
             let index = index.and_then(|bytes| Sidecar::decode(&bytes, self.config.group, first).ok());
-            if index.is_none_or(|index| index.last != end || index.end != segment.end()) {
+            if indexed && index.is_none_or(|index| Some(index.last) != end || index.end != range.end) {
                 return Err((0, first, EntryDamage::Header));
             }
             offset = SEGMENT_HEADER_LEN as u64;
         }
-        let (stop, mut before) = ((offset + PART).min(segment.end()), before);
+        let (stop, mut before) = ((offset + PART).min(range.end), before);
         while offset < stop {
             let expected = Vlsn::after(before.map(|before| before.vlsn));
             let head = window.bytes(offset, HEADER_TXN_LEN).map_err(|_| unreadable(offset, expected))?;
@@ -117,7 +125,7 @@ impl Core {
             }
             offset += len as u64;
         }
-        if offset >= segment.end() && before != Some(end) {
+        if let Some(end) = end.filter(|end| offset >= range.end && before != Some(*end)) {
             return Err((offset, end.vlsn, EntryDamage::Misplaced));
         }
         Ok((offset, before))

@@ -139,7 +139,7 @@ impl Stage {
         capacity - SEGMENT_HEADER_LEN as u64 - MARKS_BEFORE_ENTRIES * MARK_LEN - RESERVE
     }
 
-    fn has_entries(&self) -> bool {
+    pub(super) fn has_entries(&self) -> bool {
         self.next() != self.segment
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
+use crate::entry::EntryDamage;
 use crate::ids::{Position, Vlsn, VlsnRange};
 use crate::log::core::Core;
 use crate::log::error::{Failed, FileDamage, IoFailure, OpenError, TruncateError};
@@ -52,7 +53,13 @@ impl Core {
         let Some(cut) = self.judge_cut(&still.stage, keep)? else {
             return Ok(Truncated { last: still.stage.tail, cut: None, saved: None });
         };
-        let keep = self.position_for_cut(&still.stage, keep)?;
+        let keep = match self.position_for_cut(&still.stage, keep) {
+            Ok(keep) => keep,
+            Err(error) => {
+                drop(still);
+                return Err(self.for_damage(cut.first(), error));
+            }
+        };
         let place = self.leave_memory(&mut still);
         let begun = self.with_reserve(|| begin_cut(place, keep, cut));
         if let Err(error) = &begun
@@ -61,6 +68,13 @@ impl Core {
         {
             still.stage.poisoned = false;
             return Err(error.clone().or_full());
+        }
+        if let Err(error @ TruncateError::Reopen(OpenError::File { .. })) = &begun
+            && forget_intent(place).is_ok()
+        {
+            still.stage.poisoned = false;
+            drop(still);
+            return Err(self.for_damage(cut.first(), error.clone()));
         }
         let outcome = begun.and_then(|(intent, saved)| {
             self.with_reserve(|| finish_cut(place, &intent))?;
@@ -85,6 +99,19 @@ impl Core {
         drop(still.stage);
         self.wake_flusher();
         Ok(Truncated { last, cut: Some(cut), saved: Some(saved) })
+    }
+
+    /// A cut from `from` on that can't be made as what is to be kept is damaged; nothing was changed. The segment is healed first,
+    /// as any.
+    fn for_damage(&self, from: Vlsn, error: TruncateError) -> TruncateError {
+        let segment = self.catalog.lock().holding(from);
+        match (segment, &error) {
+            (Some(segment), TruncateError::Reopen(OpenError::File { path, .. })) if segment.path == *path => {
+                self.note_damage(&segment, None, segment.damaged(0, segment.first, EntryDamage::Header));
+                TruncateError::Damaged { path: path.clone(), from }
+            }
+            _ => error,
+        }
     }
 
     /// Nobody writes, flushes or prunes as long as this is held, and everything is durable: then a crash in the midst finds the

@@ -270,6 +270,27 @@ impl Core {
         Ok(())
     }
 
+    /// Leaves the segment that begins at `first` for a new one, if it is the one that is written to and has entries.
+    pub(super) fn leave_segment(&self, first: Vlsn) -> Result<(), AppendError> {
+        let mut side = self.io.lock();
+        self.write_staged(&mut side)?;
+        // Made before anything is staged: a full disk must not keep what fits into the old segment from being written.
+        if self.spare.lock().is_none() {
+            self.reserve()?;
+            let spare = self.make_spare()?;
+            *self.spare.lock() = Some(spare);
+        }
+        let mut stage = self.stage.lock();
+        if stage.segment != first || !stage.has_entries() {
+            return Ok(());
+        }
+        stage.rotate(self.capacity);
+        // What the marks said is said again: those of a sealed segment are not read at open.
+        stage.marked = (None, None);
+        drop(stage);
+        self.write_staged(&mut side)
+    }
+
     fn points(&self) -> usize {
         (self.capacity / crate::log::index::POINT_EVERY) as usize + 1
     }

@@ -398,7 +398,7 @@ impl Shared {
     }
 
     /// Whether a master is connected, or about to be.
-    fn is_fed(&self) -> bool {
+    pub fn is_fed(&self) -> bool {
         let phase = self.following.get().map(|following| following.phase());
         phase == Some(ReplicaState::Following)
     }

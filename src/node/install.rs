@@ -77,7 +77,8 @@ pub(super) fn load_base(disk: &dyn Disk, dir: &Path) -> Result<Option<Base>, Ins
     Base::decode(&bytes).map(Some).map_err(|why| InstallError::Base { path, why })
 }
 
-fn store_base(disk: &dyn Disk, dir: &Path, base: &Base) -> Result<(), InstallError> {
+/// Writes it.
+pub(super) fn store_base(disk: &dyn Disk, dir: &Path, base: &Base) -> Result<(), InstallError> {
     write_whole(disk, dir, BASE, &base.encode())?;
     Ok(disk.sync_dir(dir).failed("sync", dir)?)
 }

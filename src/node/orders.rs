@@ -16,6 +16,7 @@ use crate::node::handover::{ChangeRefused, Handover};
 use crate::node::lead::WriteRefused;
 use crate::node::slots::SlotRefused;
 use crate::node::verify::Digesting;
+use crate::replica::FollowError;
 use crate::slots::SlotChange;
 use crate::wire::message::{Ack, ControlReply, Keeping, MemberStatus, NodeStatus, Order, VoteReason};
 use crate::wire::recovery::{MAX_PINS, PinStatus};
@@ -202,6 +203,14 @@ impl Shared {
         self.acks.positions()
     }
 
+    /// Whether what this node needs next is nowhere but in a snapshot.
+    fn needs_snapshot(&self) -> bool {
+        let following = self.following.get().filter(|_| self.lead().is_none() && !self.is_fed());
+        let error = following.and_then(|following| following.last_error());
+        self.core.apply.lacks()
+            || matches!(error, Some(FollowError::NeedsSnapshot { .. } | FollowError::SnapshotFailed { .. }))
+    }
+
     pub fn status(&self) -> NodeStatus {
         let positions = self.positions();
         let lead = self.lead();
@@ -210,6 +219,7 @@ impl Shared {
         let health = match (&failed, &lead) {
             (Some(_), _) => Health::Error,
             (None, Some(lead)) if lead.feeders.gates().degraded() => Health::Degraded,
+            _ if self.needs_snapshot() => Health::NeedsSnapshot,
             _ if Vlsn::new(self.core.apply.committed.get()) > positions.applied => Health::CatchingUp,
             _ => Health::Healthy,
         };

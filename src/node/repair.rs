@@ -169,6 +169,9 @@ impl Worker for Repair {
         if self.wounded.is_none() {
             // A master steps down, if it leads: somebody whole takes over.
             node.election.poke();
+            if let Err(error) = log.seal_damaged() {
+                log::warn!("{}: a damaged segment can't be sealed yet: {error}", node.own.id);
+            }
             self.wounded = log.wounded();
             if let Some(wounded) = &self.wounded {
                 let mut pool = node.mending.pool.lock();
@@ -178,7 +181,7 @@ impl Worker for Repair {
             }
         }
         let Some(wounded) = &mut self.wounded else {
-            // It is not sealed yet.
+            // It could not be sealed yet.
             return Repair::pause(&node, wait, now + round);
         };
         let gaps = wounded.missing();

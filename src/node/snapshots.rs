@@ -13,7 +13,7 @@ use crate::base::{Base, history_up_to};
 use crate::channel::{Channel, ReceiveBuffer};
 use crate::clock::{Clock, Deadline, Wait};
 use crate::config::Config;
-use crate::ids::{NodeId, TermSpan, Vlsn};
+use crate::ids::{NodeId, Position, TermSpan, Vlsn};
 use crate::log::ScanError;
 use crate::members::Members;
 use crate::node::group::{Shared, refuse};
@@ -115,7 +115,12 @@ pub(super) enum NoBase {
 impl Shared {
     /// What this node's log and its own base say of the group as of one entry, which is committed.
     pub fn base_at(&self, at: Vlsn) -> Result<Base, NoBase> {
-        let log = &self.core.log;
+        self.base_of(self.core.log.position_at(at)?)
+    }
+
+    /// The same, of an entry that need not be readable.
+    pub fn base_of(&self, position: Position) -> Result<Base, NoBase> {
+        let (log, at) = (&self.core.log, position.vlsn);
         let before = self.base.lock().clone();
         let members = match log.memberships().into_iter().rev().find(|vlsn| *vlsn <= at) {
             Some(vlsn) => Members::decode(&log.payload(vlsn)?)?,
@@ -128,7 +133,7 @@ impl Shared {
         let stands_on = log.base().map(|base| TermSpan { term: base.term, first: base.vlsn });
         let spans = stands_on.into_iter().chain(log.term_history());
         let history = history_up_to(at, before.map_or_else(Vec::new, |base| base.history), spans);
-        Ok(Base { group: self.core.config.group, at: log.position_at(at)?, members, slots, history })
+        Ok(Base { group: self.core.config.group, at: position, members, slots, history })
     }
 
     /// Serves a request for a snapshot; the connection belongs to that from now on.

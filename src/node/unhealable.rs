@@ -1,10 +1,11 @@
 //! Damage that nobody can heal, because everybody else has pruned what was there.
 
 use crate::config::Snapshots;
-use crate::ids::{NodeId, Vlsn};
+use crate::ids::{NodeId, Position, Vlsn};
 use crate::log::Wounded;
-use crate::members::Role;
+use crate::members::{Members, Role};
 use crate::node::group::Shared;
+use crate::node::install::store_base;
 use crate::retention::is_bounded;
 use crate::slots::Invalid;
 
@@ -24,11 +25,11 @@ pub(super) enum Unhealable {
 pub(super) struct Lost {
     /// The segment's last entry.
     pub last: Vlsn,
-    /// There are other members with data, and each has said that it lacks what is missing.
+    /// Every other member with data has said that it lacks what is missing; or there is none.
     pub all_lack: bool,
     pub committed: Option<Vlsn>,
     pub checkpointed: Option<Vlsn>,
-    /// Where the lists of members and slots stand that were in force at the checkpoint.
+    /// Where the lists of members and slots stand that were in force at the checkpoint, and that the log has to say again.
     pub stated: [Option<Vlsn>; 2],
 }
 
@@ -54,19 +55,30 @@ impl Shared {
         let members = self.roll.members();
         let mut others =
             members.iter().filter(|one| one.id != self.own.id && one.role != Role::Arbiter).peekable();
-        let all_lack = others.peek().is_some() && others.all(|one| lacking.contains(&one.id));
+        let alone = others.peek().is_none();
+        // Alone only by a list that is the last.
+        let sure = !alone || self.last_list().is_none_or(|last| last.as_ref() == Some(&*members));
+        let all_lack = sure && others.all(|one| lacking.contains(&one.id));
         let apply = &self.core.apply;
         let lost = Lost {
             last: wounded.last(),
             all_lack,
             committed: Vlsn::new(apply.committed.get()),
             checkpointed: Vlsn::new(apply.checkpointed.get()),
-            stated: self.stated(),
+            // Nobody leads who could say them again: the base says them then.
+            stated: if alone { [None; 2] } else { self.stated() },
         };
         match judge(&lost) {
             Unhealable::Wait => false,
             Unhealable::Needed => {
-                if self.core.config.snapshots == Snapshots::Manual {
+                if alone {
+                    log::error!(
+                        "{}: entries up to VLSN {} are damaged, nobody else has them, and the engine needs them, or will when it \
+                         is opened again: restore from the archive, or see `quorate log repair`",
+                        self.own.id,
+                        lost.last
+                    );
+                } else if self.core.config.snapshots == Snapshots::Manual {
                     log::error!(
                         "{}: entries up to VLSN {} are damaged, no member has them any more, and the engine needs them: \
                          wipe this directory and rejoin",
@@ -83,7 +95,31 @@ impl Shared {
                 }
                 false
             }
-            Unhealable::Drop(floor) => self.drop_below(floor),
+            Unhealable::Drop(floor) => (!alone || self.has_base(wounded.end())) && self.drop_below(floor),
+        }
+    }
+
+    /// The last list of members in the log, committed or not: `Some(None)` if it can't be read.
+    fn last_list(&self) -> Option<Option<Members>> {
+        let at = *self.core.log.memberships().last()?;
+        Some(self.core.log.payload(at).ok().and_then(|payload| Members::decode(&payload).ok()))
+    }
+
+    /// Keeps what the log up to there says of the group in the file `base`. As long as the log says it too, that is read.
+    fn has_base(&self, end: Position) -> bool {
+        let stored = self.base_of(end).map_err(|error| error.to_string()).and_then(|base| {
+            let stored = store_base(&*self.core.host.disk, &self.core.config.dir, &base);
+            stored.map(|()| base).map_err(|error| error.to_string())
+        });
+        match stored {
+            Ok(base) => {
+                *self.base.lock() = Some(base);
+                true
+            }
+            Err(error) => {
+                log::warn!("{}: damaged segments are not removed: {error}", self.own.id);
+                false
+            }
         }
     }
 

@@ -110,9 +110,10 @@ impl Digesting {
                 self.scanner = self.log.scanner();
                 return (self.clock.now() >= self.until).then(|| self.late());
             }
-            Err(ScanError::Damaged { from, path, offset, damage }) => {
+            Err(error @ ScanError::Damaged { from, .. }) => {
+                // What is known of a segment begins with its first damage, which may lie before what was asked for.
                 let at = from.max(Vlsn::after(after));
-                log::error!("VLSN {at} can't be digested: {damage}, in {} at {offset}", path.display());
+                log::error!("VLSN {at} can't be digested: {error}");
                 return Some(ControlReply::Damaged(at));
             }
             Err(error) => return Some(ControlReply::Refused(error.to_string())),

@@ -179,7 +179,7 @@ pub enum FollowError {
 impl FollowError {
     /// Whether trying again can't help and may do harm: the node stops and keeps its files for a person to look at.
     pub fn is_fatal(&self) -> bool {
-        if let FollowError::Truncate(TruncateError::Full(_)) = self {
+        if let FollowError::Truncate(TruncateError::Full(_) | TruncateError::Damaged { .. }) = self {
             return false;
         }
         matches!(

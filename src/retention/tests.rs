@@ -66,6 +66,7 @@ fn pins_over_their_bounds_are_given_up_and_those_without_bounds_never() {
         pins.collect::<Vec<_>>()
     };
     let bounded = |why| vec![(3, why), (4, why), (5, why), (6, why)];
+    assert!(is_bounded("needs-snapshot:b"), "nobody could give it one");
     let decided = |pins: &[PinInfo], free| decide(&Inputs { free, ..settled(&segments, pins) });
     assert_eq!(decided(&all(37, 640, 4900), 1000).void, []);
     assert_eq!(decided(&all(37, 10_001, 4900), 1000).void, bounded(Invalid::Bytes));

@@ -374,11 +374,13 @@ pub(super) fn health_number(health: Health) -> u8 {
         Health::CatchingUp => 3,
         Health::Lagging => 4,
         Health::Error => 5,
+        Health::NeedsSnapshot => 6,
     }
 }
 
 pub(super) fn health_from(number: u8) -> Option<Health> {
-    [Health::Healthy, Health::Degraded, Health::CatchingUp, Health::Lagging, Health::Error]
+    use Health::{CatchingUp, Degraded, Error, Healthy, Lagging, NeedsSnapshot};
+    [Healthy, Degraded, CatchingUp, Lagging, Error, NeedsSnapshot]
         .into_iter()
         .find(|health| health_number(*health) == number)
 }

@@ -155,7 +155,7 @@ pub fn promote(args: &PromoteArgs, out: &mut dyn Write) -> Result<Verdict, Failu
 pub fn demote(args: &DemoteArgs, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let contact = args.group.contact()?;
     let survey = Survey::of(&contact);
-    let Some(status) = survey.master() else { return Err("no node that answers leads".into()) };
+    let Some(status) = survey.master() else { return Err(survey.nobody_leads().into()) };
     order_one(&contact, &survey, status, Order::Demote { term: status.term }, out)
 }
 

@@ -93,8 +93,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Verdict, Failure> {
 
 /// The lock of the directory: no node runs on it.
 fn free(dir: &Path) -> Result<Box<dyn Send + Sync>, Failure> {
-    if !dir.is_dir() {
-        return Err(format!("{} is no directory of a log", dir.display()).into());
+    // Looked for first: nothing is left behind in a directory that is something else, as an archive's.
+    let of_log = |name: &String| name.ends_with(".seg") || name.ends_with(".idx");
+    if !dir.is_dir() || !RealDisk.list(dir)?.iter().any(of_log) {
+        return Err(format!("{} is no directory of a log: it has no segments", dir.display()).into());
     }
     match RealDisk.lock(&dir.join("lock")) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -287,4 +289,24 @@ fn copy(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_without_segments_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = dir.path().join("log");
+        std::fs::create_dir(&objects).unwrap();
+        std::fs::write(objects.join("1-5"), b"an object of an archive").unwrap();
+        for drop in [false, true] {
+            let dir = dir.path().to_owned();
+            let args = Args { dir, from: Vec::new(), drop, alone: drop, timeout: 1 };
+            let refused = run(&args, &mut Vec::new()).map(|_| ()).unwrap_err();
+            assert!(refused.to_string().contains("no segments"), "{refused}");
+        }
+        assert_eq!(RealDisk.list(&objects).unwrap(), ["1-5"]);
+    }
 }

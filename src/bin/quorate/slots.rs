@@ -72,7 +72,7 @@ pub fn run(args: &SlotsArgs, out: &mut dyn Write) -> Result<Verdict, Failure> {
 
 fn list(group: &GroupArgs, out: &mut dyn Write) -> Result<Verdict, Failure> {
     let survey = Survey::of(&group.contact()?);
-    let Some(master) = survey.master() else { return Err("no node that answers leads".into()) };
+    let Some(master) = survey.master() else { return Err(survey.nobody_leads().into()) };
     if master.keeping.slots.is_empty() {
         writeln!(out, "there are no slots")?;
     }

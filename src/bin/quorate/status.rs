@@ -79,6 +79,16 @@ impl Survey {
         self.answers().filter(|one| one.part == Part::Master).max_by_key(|one| one.term)
     }
 
+    /// Why there is no master to be asked.
+    pub fn nobody_leads(&self) -> String {
+        let silent = self.asked.iter().filter_map(|(at, answer)| Some((at, answer.as_ref().err()?)));
+        let silent: Vec<String> = silent.map(|(at, why)| format!("{at}: {why}")).collect();
+        if silent.len() < self.asked.len() || silent.is_empty() {
+            return "no node that answers leads".to_owned();
+        }
+        format!("no node of group {} answers: {}", self.group, silent.join("; "))
+    }
+
     /// The address at which a node answered.
     pub fn heard_at(&self, node: &NodeId) -> Option<Address> {
         let heard = self.asked.iter().find(|(_, answer)| answer.as_ref().is_ok_and(|one| one.node == *node));
