@@ -207,6 +207,10 @@ impl Core {
             let Some(segment) = segment.filter(|segment| !segment.is_sealed()) else { continue };
             self.leave_segment(first).map_err(FlushError::of_write)?;
             let mut side = self.flush.lock();
+            // A cut may have put another file in its place.
+            if !self.catalog.lock().get(first).is_some_and(|there| Arc::ptr_eq(&there, &segment)) {
+                continue;
+            }
             let outcome = self.sync_and_seal(&mut side, &segment);
             drop(side);
             self.hand_on(&self.life());

@@ -1,6 +1,7 @@
 //! The receive worker: connects to the master, agrees with it, and then verifies and appends what comes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::address::Address;
@@ -9,7 +10,7 @@ use crate::clock::{Clock, Deadline, Wait};
 use crate::entry::{RunError, RunSummary, verify_run};
 use crate::handshake::{self, judge_welcome};
 use crate::ids::{LogEnd, Position, Term, Vlsn, number};
-use crate::log::FlushError;
+use crate::log::{FlushError, TruncateError};
 use crate::members::{Role, Standing};
 use crate::planted::{Bug, active};
 use crate::replica::ack::Line;
@@ -549,7 +550,9 @@ impl Worker for Receive {
             channel.close();
         }
         self.shared.guide.lost(&error);
-        let fatal = error.is_fatal();
+        let damaged = matches!(error, FollowError::Truncate(TruncateError::Damaged { .. }));
+        // A node with a fixed part has nobody who heals it: it stops, and says why.
+        let fatal = error.is_fatal() || (damaged && !self.shared.apply.heals.load(Ordering::Relaxed));
         // Nobody leads for a moment, or somebody else: that is daily life.
         let elsewhere = matches!(error, FollowError::Rejected(RejectReason::NotMaster { .. }));
         let expected = self.shared.is_closing() || elsewhere || matches!(error, FollowError::Goodbye(_));
