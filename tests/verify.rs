@@ -217,6 +217,8 @@ impl Trio {
     fn find(&self, node: usize, payload: &[u8]) -> (PathBuf, usize) {
         let log = self.places[node].config.base.dir.join("log");
         let mut files: Vec<PathBuf> = fs::read_dir(log).unwrap().map(|file| file.unwrap().path()).collect();
+        // Others come and go: a segment is made under another name ahead of need.
+        files.retain(|path| path.extension().is_some_and(|kind| kind == "seg"));
         files.sort();
         let found = files.into_iter().find_map(|path| {
             let bytes = fs::read(&path).unwrap();
